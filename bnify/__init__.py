@@ -1,0 +1,94 @@
+"""bnify: the normalization toolchain for PyTorch.
+
+>>> import bnify
+>>> result = bnify.insert(model, inputs)  # doctest: +SKIP
+>>> result.model  # doctest: +SKIP
+
+Importing this package loads no torch; the first use of a name does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnify.api import apply, export, insert, load, verify
+    from bnify.errors import (
+        BnifyError,
+        CaptureError,
+        DeviceError,
+        ExportError,
+        PlanError,
+        SpecError,
+        UsageError,
+        VerificationError,
+        WeightsError,
+    )
+    from bnify.export import Export
+    from bnify.optim import param_groups
+    from bnify.plan import Edit, Plan, Reason, Skip
+    from bnify.result import Result
+    from bnify.verdict import Verification
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BnifyError": "errors",
+    "CaptureError": "errors",
+    "DeviceError": "errors",
+    "Edit": "plan",
+    "Export": "export",
+    "ExportError": "errors",
+    "Plan": "plan",
+    "PlanError": "errors",
+    "Reason": "plan",
+    "Result": "result",
+    "Skip": "plan",
+    "SpecError": "errors",
+    "UsageError": "errors",
+    "Verification": "verdict",
+    "VerificationError": "errors",
+    "WeightsError": "errors",
+    "apply": "api",
+    "export": "api",
+    "insert": "api",
+    "load": "api",
+    "param_groups": "optim",
+    "verify": "api",
+}
+
+__all__ = [
+    "BnifyError",
+    "CaptureError",
+    "DeviceError",
+    "Edit",
+    "Export",
+    "ExportError",
+    "Plan",
+    "PlanError",
+    "Reason",
+    "Result",
+    "Skip",
+    "SpecError",
+    "UsageError",
+    "Verification",
+    "VerificationError",
+    "WeightsError",
+    "apply",
+    "export",
+    "insert",
+    "load",
+    "param_groups",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bnify' has no attribute {name!r}")
+    return getattr(import_module(f"bnify.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,111 @@
+"""What bnify works on: a plain module with real, finite tensors. Everything else is refused."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnify.errors import CaptureError, PlanError, WeightsError
+
+
+def accept(model: nn.Module) -> None:
+    """Refuse what cannot be worked on.
+
+    Raises:
+        PlanError: The model is wrapped for distribution or compilation, or scripted.
+        CaptureError: It is no module, or has parameters without values.
+        WeightsError: A parameter or running statistic is not finite.
+    """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            f"the model is a {type(model).__name__}, no torch.nn.Module",
+            hint="pass an instance: MyNetwork(), not MyNetwork"
+            if isinstance(model, type)
+            else "pass a torch.nn.Module",
+        )
+    refuse_wrapped(model)
+    _refuse_unmaterialised(model)
+    _refuse_nonfinite(model)
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Insert before DDP, FSDP and torch.compile; the hint has the lines to write.
+
+    Raises:
+        PlanError: The model, or a part of it, is wrapped.
+    """
+    for path, module in model.named_modules():
+        found = _wrapper(module)
+        if found is None:
+            continue
+        name, inner, again = found
+        where = f" at {path}" if path else ""
+        if path and name == "torch.compile":
+            continue  # a compiled part runs eagerly while recording
+        raise PlanError(
+            f"the model is wrapped by {name}{where}: work on the plain model first",
+            hint=f"model = bnify.insert({inner}, inputs).model\nmodel = {again}",
+        )
+
+
+def _wrapper(module: nn.Module) -> tuple[str, str, str] | None:
+    """Name of a wrapper, how to reach what it wraps, and how to wrap again."""
+    kind = type(module)
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return "DistributedDataParallel", "model.module", "DistributedDataParallel(model)"
+    if isinstance(module, nn.DataParallel):
+        return "DataParallel", "model.module", "torch.nn.DataParallel(model)"
+    if _is(module, "torch._dynamo.eval_frame", "OptimizedModule"):
+        return "torch.compile", "model._orig_mod", "torch.compile(model)"
+    if _is(module, "torch.distributed.fsdp", "FullyShardedDataParallel"):
+        return "FullyShardedDataParallel", "plain_model", "FullyShardedDataParallel(model)"
+    if _is(module, "torch.distributed.fsdp", "FSDPModule"):
+        return "fully_shard", "plain_model", "torch.distributed.fsdp.fully_shard(model)"
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"TorchScript ({kind.__name__})", "plain_model", "torch.jit.script(model)"
+    return None
+
+
+def _is(module: nn.Module, home: str, name: str) -> bool:
+    """Isinstance against a class whose module may never have been imported."""
+    kind: Any = getattr(sys.modules.get(home), name, None)
+    return kind is not None and isinstance(module, kind)
+
+
+def _refuse_unmaterialised(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise CaptureError(
+                f"{name} is not initialised yet (a lazy module)",
+                hint="run one forward pass first: model(*inputs)",
+            )
+        if tensor.is_meta:
+            raise CaptureError(
+                f"{name} is on the meta device and has no values",
+                hint="materialise the model first: model.to_empty(device=...) and load weights",
+            )
+
+
+def _refuse_nonfinite(model: nn.Module) -> None:
+    """Parameters and running statistics; other buffers hold masks of -inf by right."""
+    named = [*model.named_parameters()]
+    named += [
+        (name, buffer)
+        for name, buffer in model.named_buffers()
+        if name.rpartition(".")[2] in ("running_mean", "running_var")
+    ]
+    bad = [
+        (name, int((~tensor.isfinite()).sum()))
+        for name, tensor in named
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+    ]
+    if bad:
+        name, count = bad[0]
+        more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise WeightsError(
+            f"{name} holds {count} non-finite values{more}",
+            hint="load a checkpoint from before the training diverged",
+        )

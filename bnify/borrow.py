@@ -1,0 +1,86 @@
+"""Borrowed state is given back: copies of models, train and eval mode, random numbers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bnify.errors import CaptureError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def copy_model(model: M) -> M:
+    """A deep copy of the model, hooks and tying included.
+
+    A forward in grad mode may have left non-leaf tensors on the model (caches), which deepcopy
+    refuses; those are copied detached.
+
+    Raises:
+        CaptureError: The model holds something that cannot be copied (a lock, an open file).
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            for tensor in _non_leaves(value):
+                memo[id(tensor)] = tensor.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # deepcopy runs user code: anything can come out of it
+        raise CaptureError(
+            f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}",
+            hint="keep locks, files and generators out of the module, or define __deepcopy__",
+        ) from error
+
+
+def _non_leaves(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if not value.is_leaf:
+            yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _non_leaves(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _non_leaves(item)
+
+
+@contextmanager
+def in_mode(model: M, *, train: bool) -> Iterator[M]:
+    """The model in train or eval mode; every module's own mode is restored at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.train(train)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def evaluating(model: M) -> Any:
+    """The model in eval mode; every module's own mode is restored at the end."""
+    return in_mode(model, train=False)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """A known state of torch's random numbers, on CPU and GPUs; restored at the end."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def fused_attention(enabled: bool) -> Iterator[None]:
+    """Switch the fused path of ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer``."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -1,0 +1,136 @@
+"""Pooled statistics: count, mean and sum of squared deviations per channel, in float64.
+
+Chunks are merged exactly (Chan, Golub & LeVeque, 1979): the result does not depend on the order
+or the sizes of the batches, as an average of per-batch variances would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnify.borrow import evaluating, fused_attention, seeded
+from bnify.errors import PlanError
+from bnify.structure import Call
+
+
+@dataclass(slots=True)
+class Pooled:
+    """Statistics of one channel axis over everything seen so far.
+
+    Attributes:
+        count: Number of values per channel.
+        mean: Mean per channel, float64, shape (C,).
+        m2: Sum of squared deviations from the mean per channel, float64, shape (C,).
+    """
+
+    count: int
+    mean: Tensor
+    m2: Tensor
+
+    @classmethod
+    def empty(cls, channels: int) -> Pooled:
+        """Nothing seen yet."""
+        zeros = torch.zeros(channels, dtype=torch.float64)
+        return cls(0, zeros, zeros.clone())
+
+    def add(self, values: Tensor, axis: int) -> None:
+        """Merge the values of one activation; ``axis`` is its channel axis."""
+        rows = values.detach().movedim(axis, -1).reshape(-1, values.shape[axis]).double()
+        if not len(rows):
+            return
+        mean = rows.mean(0)
+        m2 = (rows - mean).square().sum(0)
+        self.merge(Pooled(len(rows), mean.cpu(), m2.cpu()))
+
+    def merge(self, other: Pooled) -> None:
+        """Merge the statistics of a disjoint set of values."""
+        total = self.count + other.count
+        if not total:
+            return
+        delta = other.mean - self.mean
+        self.mean = self.mean + delta * (other.count / total)
+        self.m2 = self.m2 + other.m2 + delta.square() * (self.count * other.count / total)
+        self.count = total
+
+    @property
+    def var(self) -> Tensor:
+        """Unbiased variance per channel, as batch norm's running variance; 0 for one value."""
+        return self.m2 / max(self.count - 1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A module whose output is measured.
+
+    Attributes:
+        path: Module path.
+        axis: Channel axis of its output.
+        channels: Length of that axis.
+        calls: Number of calls in one forward pass, each measured on its own.
+    """
+
+    path: str
+    axis: int
+    channels: int
+    calls: int = 1
+
+
+def pool(
+    model: nn.Module,
+    batches: Iterable[Call],
+    points: Sequence[Point],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, tuple[Pooled, ...]]:
+    """Run the model in eval mode over batches and pool the output of each point.
+
+    Modes, hooks and random numbers are given back, after an exception too.
+
+    Returns:
+        For each point's path the statistics of its calls.
+
+    Raises:
+        PlanError: There was no batch, or an activation is not finite.
+    """
+    pooled = {p.path: tuple(Pooled.empty(p.channels) for _ in range(p.calls)) for p in points}
+    counts: dict[str, int] = {}
+
+    def measure(point: Point) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            call = counts.get(point.path, 0)
+            counts[point.path] = call + 1
+            pooled[point.path][call % point.calls].add(output, point.axis)
+
+        return hook
+
+    # First in line, so that what the user's hooks make of the output comes after the norm.
+    handles = [
+        model.get_submodule(p.path).register_forward_hook(measure(p), prepend=True) for p in points
+    ]
+    seen = 0
+    try:
+        with torch.no_grad(), seeded(0), evaluating(model), fused_attention(enabled=False):
+            for batch in batches:
+                counts.clear()
+                batch(model)
+                seen += 1
+                if progress is not None:
+                    progress(seen)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if points and not seen:
+        raise PlanError("the data holds no batch", hint="pass a loader that yields batches")
+    for path, statistics in pooled.items():
+        for one in statistics:
+            if not bool(one.m2.isfinite().all()):
+                raise PlanError(
+                    f"the output of {path or 'the model'} is not finite on this data",
+                    hint="look for NaN or infinity in weights and data, or use init='reset'",
+                )
+    return pooled

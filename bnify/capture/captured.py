@@ -1,0 +1,138 @@
+"""What one recorded forward pass is: an executable fx graph and the facts beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from bnify.errors import CaptureError
+from bnify.structure import Call, run_graph
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleCall:
+    """One call of one module.
+
+    Attributes:
+        path: Module path, the first where a module has several.
+        number: 0 for the first call of this module, 1 for the second, ...
+        inputs: Nodes of the tensors passed to it.
+        outputs: Nodes of the tensors its ``forward`` returned, before any user hook.
+        depth: Number of calls it is nested in.
+    """
+
+    path: str
+    number: int
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Escape:
+    """A value that left for Python and is baked into the recording.
+
+    Attributes:
+        how: ``"item"``, ``"branch"`` or ``"numpy"``.
+        module: Path of the module that did it.
+        node: The node whose value escaped; None for a parameter or constant.
+    """
+
+    how: str
+    module: str
+    node: fx.Node | None
+
+
+@dataclass(slots=True)
+class Captured:
+    """A recorded forward pass.
+
+    The graph's placeholders are the tensors of the call, flat and in order; parameters, buffers
+    and constants are ``get_attr`` nodes by fully qualified name; the output has the structure of
+    the model's return value (dataclasses as dicts). Node meta holds ``shape``, ``dtype``,
+    ``device``, ``module`` (innermost path), ``call`` (its call number), ``alias`` (a number that
+    values sharing memory have in common), ``writes`` (nodes written in place).
+
+    Attributes:
+        model: The model as the user gave it, untouched.
+        call: The inputs of the recorded pass.
+        train: Whether the pass ran in train mode.
+        graph: The recording.
+        constants: Values of the ``get_attr`` nodes that are no tensor of the model.
+        calls: Every module call in the order of their ends.
+        aliases: All names of each tensor that has several, by its first name.
+        escapes: Values that left for Python.
+        unreplayable: Why the graph cannot be run again; empty when it can.
+        composite: Whether composite operators arrived whole (recorded below autograd).
+        batch: Batch sizes the graph runs at: None for any, else the recorded one.
+        notes: What a recording cannot know, in sentences.
+    """
+
+    model: nn.Module
+    call: Call
+    train: bool
+    graph: fx.Graph
+    constants: dict[str, Tensor]
+    calls: tuple[ModuleCall, ...]
+    aliases: Mapping[str, tuple[str, ...]]
+    escapes: tuple[Escape, ...] = ()
+    unreplayable: str = ""
+    composite: bool = True
+    notes: list[str] = field(default_factory=list)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor the graph reads, by name; the model's own, not copies."""
+        return {
+            name: self.constants[name] if name in self.constants else tensor_at(self.model, name)
+            for node in self.graph.nodes
+            if node.op == "get_attr"
+            for name in (str(node.target),)
+        }
+
+    def module(self, graph: fx.Graph | None = None, extra: Any = None) -> fx.GraphModule:
+        """A GraphModule of the recording (or of a rewritten graph) on its own copies.
+
+        Args:
+            graph: The graph to build; the recording itself when None.
+            extra: Tensors by name that a rewritten graph reads and the recording does not.
+
+        Raises:
+            CaptureError: The recording cannot be run again.
+        """
+        if self.unreplayable:
+            raise CaptureError(f"the recording cannot be run again: {self.unreplayable}")
+        graph = graph if graph is not None else self.graph
+        extra = extra or {}
+        root: dict[str, Tensor] = {}
+        for node in graph.nodes:
+            name = str(node.target)
+            if node.op == "get_attr" and name not in root:
+                if name in extra:
+                    source = extra[name]
+                elif name in self.constants:
+                    source = self.constants[name]
+                else:
+                    source = tensor_at(self.model, name)
+                root[name] = _own_copy(source)
+        return fx.GraphModule(root, graph, class_name=type(self.model).__name__)
+
+    def replay(self, call: Call | None = None) -> list[Tensor]:
+        """Run the recording on its own inputs or on others of the same shapes."""
+        return run_graph(self.module(), call or self.call)
+
+
+def tensor_at(model: nn.Module, name: str) -> Tensor:
+    """The parameter, buffer or tensor attribute with this fully qualified name."""
+    path, _, leaf = name.rpartition(".")
+    value: Tensor = getattr(model.get_submodule(path), leaf)
+    return value
+
+
+def _own_copy(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(copied, requires_grad=tensor.requires_grad)
+    return copied

@@ -1,0 +1,293 @@
+"""Record what a forward pass runs, operator by operator, as a real ``fx.Graph``.
+
+The recorder sits below autograd, where composite operators arrive whole (``aten.linear``,
+``aten.batch_norm``) and tensors that the model keeps stay ordinary tensors, which
+``inference_mode`` would not give.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from bnify.capture.captured import Escape, ModuleCall
+from bnify.double import widened
+from bnify.structure import map_tensors, named_tensors
+
+_SCALARS = {
+    "aten::item": "item",
+    "aten::_local_scalar_dense": "item",
+    "aten::is_nonzero": "branch",
+    "aten::equal": "branch",
+    "aten::allclose": "branch",
+}
+
+
+class Recorder(TorchDispatchMode):
+    """Writes every operator that runs under it into ``graph``.
+
+    Args:
+        model: The model that will run; its parameters and buffers become ``get_attr`` nodes.
+        inputs: The tensors of the call with their names, each a distinct object.
+        wide: Record casts to other floating-point types as casts to float64.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: Sequence[tuple[str, Tensor]], *, wide: bool = False
+    ) -> None:
+        super().__init__()
+        self._wide = wide
+        self.graph = fx.Graph()
+        self.constants: dict[str, Tensor] = {}
+        self.calls: list[ModuleCall] = []
+        self.escapes: list[Escape] = []
+        self.unreplayable = ""
+        self._nodes = WeakIdKeyDictionary()
+        self._paths: dict[int, str] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            self._paths.setdefault(id(module), path)
+        self.names, self._owned = _tensor_names(model)
+        self._storages: dict[int, list[Tensor]] = {}
+        for tensor in self._owned.values():
+            self._storages.setdefault(_storage(tensor), []).append(tensor)
+        self._attributes: dict[str, fx.Node] = {}
+        self._stack: list[tuple[str, int, tuple[fx.Node, ...]]] = []
+        self._counts: dict[str, int] = {}
+        self._groups = 0
+        self._storage_groups: dict[int, int] = {}
+        self._conjugated: Any = None
+        for name, tensor in inputs:
+            node = self.graph.placeholder(name.replace(".", "_"))
+            self._describe(node, tensor, self._new_group())
+            self._nodes[tensor] = node
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # The wrapper this avoids imports torch._dynamo (a second) to keep a compiler out that
+        # never sees this mode: compiled code runs eagerly while recording.
+        return False
+
+    # -- operators -------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run one operator and write it down."""
+        kwargs = kwargs or {}
+        if self._wide:
+            args = tuple(widened(value) for value in args)
+            kwargs = {key: widened(value) for key, value in kwargs.items()}
+        if func.namespace == "prim":  # fake tensors ask for their device through the dispatcher
+            return func(*args, **kwargs)
+        sources = [t for _, t in named_tensors((args, kwargs))]
+        recorded = tuple(map_tensors(self.node_of, tuple(args)))
+        options = map_tensors(self.node_of, dict(kwargs))
+        # A storage is only comparable while both tensors live, so inputs are asked before the run.
+        groups = {_storage(t): self._group(t) for t in sources}
+        result = func(*args, **kwargs)
+        name = func._schema.name
+        if name in _SCALARS:
+            self._escape(_SCALARS[name], sources)
+            return result
+        if name == "aten::resolve_conj":
+            self._conjugated = sources[0]
+        elif name == "aten::resolve_neg" and sources and sources[0] is self._conjugated:
+            # tolist() and numpy() leave this pair and nothing else.
+            self._escape("numpy", sources)
+        if any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values())):
+            self.unreplayable = f"{name} takes a torch.Generator, which a graph cannot hold"
+            recorded = tuple(None if isinstance(a, torch.Generator) else a for a in recorded)
+            options = {k: v for k, v in options.items() if not isinstance(v, torch.Generator)}
+        node = self.graph.call_function(func, recorded, options)
+        node.meta["module"], node.meta["call"] = self._where()
+        node.meta["writes"] = _writes(func, recorded, options)
+        self._bind(node, result, groups)
+        return result
+
+    def _bind(self, node: fx.Node, result: Any, groups: dict[int, int]) -> None:
+        """Let the tensors of a result be known by their nodes from now on."""
+        if isinstance(result, Tensor):
+            group = groups.get(_storage(result))
+            self._describe(node, result, self._new_group() if group is None else group)
+            self._nodes[result] = node
+        elif isinstance(result, (list, tuple)):
+            node.meta["shape"] = None
+            for index, item in enumerate(result):
+                if isinstance(item, (Tensor, list, tuple)):
+                    element = self.graph.call_function(getitem, (node, index))
+                    element.meta.update(module=node.meta["module"], call=node.meta["call"])
+                    element.meta["writes"] = ()
+                    self._bind(element, item, groups)
+
+    def _describe(self, node: fx.Node, tensor: Tensor, group: int) -> None:
+        node.meta["shape"] = tuple(tensor.shape)
+        node.meta["dtype"] = tensor.dtype
+        node.meta["device"] = tensor.device
+        node.meta["alias"] = group
+        node.meta.setdefault("writes", ())
+        node.meta.setdefault("module", "")
+
+    def node_of(self, tensor: Tensor) -> fx.Node:
+        """The node that stands for this tensor: a value, a tensor of the model, or a constant."""
+        node = self._nodes.get(tensor)
+        if node is not None:
+            return node  # type: ignore[no-any-return]
+        known = self._owned.get(id(tensor))
+        if known is None:
+            known = self._same_memory(tensor)
+        if known is not None:
+            name = self.names[id(known)][0]
+            if name not in self._attributes:
+                self._attributes[name] = self._attribute(name, tensor)
+            return self._attributes[name]
+        name = f"_const{len(self.constants)}"
+        # Now, not at the end: a later operator may write to it.
+        self.constants[name] = tensor.detach().clone()
+        node = self._attribute(name, tensor)
+        self._nodes[tensor] = node
+        return node
+
+    def _attribute(self, name: str, tensor: Tensor) -> fx.Node:
+        # fx asks the owning module whether the attribute exists; this graph has none yet.
+        node = self.graph.create_node("get_attr", name, (), {})
+        self._describe(node, tensor, self._group(tensor))
+        return node
+
+    def _same_memory(self, tensor: Tensor) -> Tensor | None:
+        """The parameter of which this is ``.data``: another object on the same memory."""
+        for known in self._storages.get(_storage(tensor), ()):
+            if (known.shape, known.stride(), known.storage_offset(), known.dtype) == (
+                tensor.shape,
+                tensor.stride(),
+                tensor.storage_offset(),
+                tensor.dtype,
+            ):
+                return known
+        return None
+
+    def _group(self, tensor: Tensor) -> int:
+        node = self._nodes.get(tensor)
+        if node is not None:
+            return int(node.meta["alias"])
+        storage = _storage(tensor)
+        if storage in self._storages:  # the model's own memory outlives the recording
+            return self._storage_groups.setdefault(storage, self._new_group())
+        return self._new_group()
+
+    def _new_group(self) -> int:
+        self._groups += 1
+        return self._groups
+
+    def _escape(self, how: str, sources: Sequence[Tensor]) -> None:
+        node = next((self._nodes[t] for t in sources if t in self._nodes), None)
+        self.escapes.append(Escape(how, self._where()[0], node))
+
+    # -- modules ---------------------------------------------------------------------------------
+
+    def _where(self) -> tuple[str, int]:
+        return self._stack[-1][:2] if self._stack else ("", 0)
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        path = self._paths.get(id(module))
+        if path is None:  # made during the forward: its operators belong to its caller
+            self._stack.append((*self._where(), ()))
+            return
+        number = self._counts.get(path, 0)
+        self._counts[path] = number + 1
+        inputs = tuple(self._nodes[t] for _, t in named_tensors(args) if t in self._nodes)
+        self._stack.append((path, number, inputs))
+
+    def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
+        path, number, inputs = self._stack.pop()
+        if id(module) in self._paths:
+            outputs = tuple(self._nodes[t] for _, t in named_tensors(output) if t in self._nodes)
+            self.calls.append(ModuleCall(path, number, inputs, outputs, len(self._stack)))
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Follow module calls by global hooks, so that none is put on the model."""
+        hooks = (
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+        )
+        try:
+            with self:
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def finish(self, output: Any) -> None:
+        """Write the model's return value as the graph's output."""
+        self.graph.output(_output(output, self.node_of))
+
+
+def _output(value: Any, node_of: Any) -> Any:
+    """The return value with nodes for tensors, in containers that fx can hold."""
+    if isinstance(value, Tensor):
+        return node_of(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, dict)):
+        names = [f.name for f in dataclasses.fields(value)]
+        return {name: _output(getattr(value, name), node_of) for name in names}
+    if hasattr(value, "items"):
+        return {str(key): _output(item, node_of) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {n: _output(item, node_of) for n, item in zip(value._fields, value, strict=True)}
+    if isinstance(value, (list, tuple)):
+        return tuple(_output(item, node_of) for item in value)
+    return value if isinstance(value, (bool, int, float, str)) else None
+
+
+def _tensor_names(model: nn.Module) -> tuple[dict[int, list[str]], dict[int, Tensor]]:
+    """All names of every parameter, buffer and plain tensor attribute, by object identity."""
+    names: dict[int, list[str]] = {}
+    owned: dict[int, Tensor] = {}
+
+    def add(name: str, tensor: Tensor) -> None:
+        names.setdefault(id(tensor), []).append(name)
+        owned[id(tensor)] = tensor
+
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        add(name, parameter)
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        add(name, buffer)
+    for path, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if isinstance(value, Tensor) and id(value) not in owned:
+                add(f"{path}.{attribute}" if path else attribute, value)
+    return names, owned
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse and opaque tensors have none
+        return id(tensor)
+
+
+def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[fx.Node, ...]:
+    """The nodes whose memory the operator writes, from its schema."""
+    written = []
+    for index, argument in enumerate(func._schema.arguments):
+        info = argument.alias_info
+        if info is None or not info.is_write:
+            continue
+        value = args[index] if index < len(args) else kwargs.get(argument.name)
+        values = value if isinstance(value, (list, tuple)) else [value]
+        written.extend(v for v in values if isinstance(v, fx.Node))
+    # batch_norm's schema does not say that training updates the running statistics.
+    if func._schema.name in ("aten::batch_norm", "aten::native_batch_norm") and args[5]:
+        written.extend(v for v in args[3:5] if isinstance(v, fx.Node))
+    return tuple(written)

@@ -1,0 +1,184 @@
+"""From a model to an ONNX file: what torch's exporter has to be asked, and kept from."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from bnify.errors import ExportError
+from bnify.structure import Call
+from bnify.verify.program import positional
+from bnify.verify.runners import root_cause
+
+EXTERNAL_ABOVE: Final = 1536 * 1024 * 1024  # bytes; protobuf itself ends at 2 GiB
+NORM_OPERATORS: Final = frozenset(
+    {
+        "BatchNormalization",
+        "InstanceNormalization",
+        "GroupNormalization",
+        "LayerNormalization",
+        "SimplifiedLayerNormalization",
+        "RMSNormalization",
+    }
+)
+_STACK_TRACE: Final = "pkg.torch.onnx.stack_trace"
+
+
+def refuse_train_mode(model: nn.Module) -> None:
+    """Stop at a norm in train mode: the exporter would write inference batch norm, silently.
+
+    Raises:
+        ExportError: The model or one of its norms is in train mode; the first one is named.
+    """
+    training = [
+        name for name, module in model.named_modules() if _is_norm(module) and module.training
+    ]
+    if training:
+        more = f" (and {len(training) - 1} more norms)" if len(training) > 1 else ""
+        raise ExportError(
+            f"{training[0] or type(model).__name__} is in train mode{more}; "
+            "the file would hold its inference form without saying so",
+            hint="call model.eval() before exporting",
+        )
+    if model.training:
+        raise ExportError(
+            f"{type(model).__name__} is in train mode", hint="call model.eval() before exporting"
+        )
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return any("norm" in kind.__name__.lower() for kind in type(module).__mro__) and not any(
+        True for _ in module.children()
+    )
+
+
+def exported(
+    model: nn.Module, call: Call, *, dynamic_batch: bool, opset: int | None
+) -> torch.onnx.ONNXProgram:
+    """Run torch's exporter, without its optimiser, on a model in eval mode.
+
+    Raises:
+        ExportError: It fails; the message is the first line of the cause.
+    """
+    if dynamic_batch and call.batch == 1:
+        call = call.resized(2)  # axes of length 1 are taken for constants
+    shapes = dynamic_shapes(model, call) if dynamic_batch else None
+    static = "try a static batch: dynamic_batch=False (--static-batch)" if dynamic_batch else ""
+    try:
+        with torch.no_grad():
+            program = torch.onnx.export(
+                model,
+                positional(call),
+                kwargs=dict(call.clone().kwargs),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=opset,
+                dynamic_shapes=shapes,
+            )
+    except Exception as error:  # the user's forward runs, inside torch's exporter
+        raise ExportError(
+            f"{type(model).__name__} cannot be exported: {root_cause(error)}", hint=static
+        ) from error
+    if program is None:
+        raise ExportError("the exporter returned nothing", hint=static)
+    return program
+
+
+def dynamic_shapes(model: nn.Module, call: Call) -> dict[str, Any]:
+    """The first axis of every tensor that is as long as the batch, marked by parameter name.
+
+    A bare name is the one form that the exporter neither turns into a static axis silently nor
+    into a symbolic one that fails.
+    """
+    size = call.batch
+
+    def mark(tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            return {0: "batch"} if tree.ndim and tree.shape[0] == size else None
+        if isinstance(tree, Mapping):
+            return {key: mark(value) for key, value in tree.items()}
+        if isinstance(tree, (list, tuple)):
+            return (
+                type(tree)(map(mark, tree)) if type(tree) in (list, tuple) else [*map(mark, tree)]
+            )
+        return None
+
+    try:
+        bound = inspect.signature(model.forward).bind(*call.args, **call.kwargs)
+    except TypeError as error:
+        raise ExportError(
+            f"the inputs do not fit {type(model).__name__}.forward: {error}",
+            hint="pass a tensor, a tuple of positional inputs, or a dict of keyword inputs",
+        ) from error
+    return {name: mark(value) for name, value in bound.arguments.items()}
+
+
+def check_symbolic(program: torch.onnx.ONNXProgram) -> None:
+    """Stop at a batch that the exporter fixed without a word.
+
+    Raises:
+        ExportError: It did.
+    """
+    shapes = [value.shape for value in program.model.graph.inputs if value.shape]
+    if shapes and isinstance(shapes[0][0], int):
+        raise ExportError(
+            f"the batch came out fixed at {shapes[0][0]} although it was to be dynamic",
+            hint="forward() reads the batch size as a number; or export with dynamic_batch=False "
+            "(--static-batch)",
+        )
+
+
+def saved(
+    program: torch.onnx.ONNXProgram, file: Path, opset: int | None, external_above: int
+) -> int:
+    """Write the program, without the user's source paths; returns the number of its norms.
+
+    Raises:
+        ExportError: The opset is not the one that was asked for.
+    """
+    got = program.model.opset_imports.get("")
+    if opset is not None and got != opset:
+        raise ExportError(
+            f"opset {opset} was asked for and the exporter wrote opset {got}",
+            hint=f"use --opset {got}, or another version that torch can convert to",
+        )
+    _strip_paths(program.model)
+    weights = program.model.graph.initializers.values()
+    size = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
+    program.save(str(file), external_data=size > external_above)
+    return count_norms(program.model)
+
+
+def count_norms(model: Any) -> int:
+    """Normalization operators in an onnx_ir model, in subgraphs and functions too."""
+    return sum(node.op_type in NORM_OPERATORS for node in _all_nodes(model))
+
+
+def _all_nodes(model: Any) -> Iterator[Any]:
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def _strip_paths(model: Any) -> None:
+    """Drop stack traces: they hold absolute paths of the exporting machine. Scopes stay."""
+    places = [model, *model.graphs(), *model.functions.values(), *_all_nodes(model)]
+    places += [value for graph in model.graphs() for value in (*graph.inputs, *graph.outputs)]
+    for place in places:
+        for key, value in list(place.metadata_props.items()):
+            if key == _STACK_TRACE or 'File "' in value:
+                del place.metadata_props[key]
+        if place.doc_string and 'File "' in place.doc_string:
+            place.doc_string = None
+
+
+def data_name(file: Path) -> str | None:
+    """Name of the file beside this one that holds its weights; None where they are inside."""
+    beside = file.with_name(file.name + ".data")
+    return beside.name if beside.exists() else None

@@ -1,0 +1,230 @@
+"""PLAN: from a recording to edits and skips, a reason for every layer left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from torch import distributed, fx
+
+from bnify import ops
+from bnify.capture import Captured
+from bnify.errors import PlanError
+from bnify.fingerprint import fingerprint
+from bnify.graph import Facts
+from bnify.insertion.options import InsertOptions, Selection
+from bnify.insertion.rules import RULES, Context, is_frozen
+from bnify.insertion.sites import Candidate, activation_call, candidates, effective_rows
+from bnify.insertion.walk import activation_after, residual_add_after
+from bnify.norms import BATCH_KINDS, group_count, resolve
+from bnify.plan import Edit, Plan, Reason, Skip
+from bnify.structure import describe
+
+ASSUMED_BATCH = 32
+FEW_VALUES = 16
+
+
+def plan_insert(
+    captured: Captured,
+    options: InsertOptions,
+    *,
+    train: Captured | None = None,
+    example_batch: int | None = None,
+) -> Plan:
+    """Decide for every Linear and Conv whether a norm follows it.
+
+    Args:
+        captured: The recording in eval mode.
+        options: What the user asked for, checked.
+        train: The recording in train mode, which shows layers that run there only.
+        example_batch: Batch size the user passed; the recording's own when None.
+
+    Raises:
+        PlanError: A glob of the options matches nothing, or ``groups`` does not divide a layer.
+    """
+    facts = Facts(captured.graph)
+    layers = candidates(captured, facts, train)
+    selection = Selection(options, [(c.names, c.module) for c in layers])
+    example = example_batch if example_batch is not None else (captured.call.batch or 1)
+    batch_size = options.batch_size or (example if example > 1 else ASSUMED_BATCH)
+    world = _world_size()
+    edits: list[Edit] = []
+    skips: list[Skip] = []
+    chosen: list[tuple[Candidate, Edit]] = []
+    for layer in layers:
+        norm = resolve(
+            options.norm, linear=layer.linear, batch_size=batch_size, world_size=world
+        )
+        context = Context(captured, facts, options, batch_size, norm)
+        skip = _refusal(layer, context, selection)
+        if skip is not None:
+            skips.append(skip)
+            continue
+        chosen.append((layer, _edit(layer, context)))
+    zeroed = _closing_residuals(facts, [c for c, _ in chosen]) if options.zero_gamma else set()
+    for layer, edit in chosen:
+        edits.append(_zero(edit) if layer.layer in zeroed else edit)
+    call, inputs = describe(captured.call, captured.model)
+    return Plan(
+        verb="insert",
+        edits=tuple(edits),
+        skips=tuple(skips),
+        fingerprint=fingerprint(captured.model),
+        call=call,
+        inputs=inputs,
+        options=options.to_dict(),
+        notes=tuple(_notes(captured, options, edits, chosen, example, batch_size)),
+    )
+
+
+def _refusal(layer: Candidate, context: Context, selection: Selection) -> Skip | None:
+    """The first reason that holds, or None."""
+    detail = selection.excluded(layer.names, layer.module)
+    if detail is not None:
+        return Skip(
+            layer=layer.layer,
+            reason=Reason.EXCLUDED,
+            detail=detail,
+            layer_type=layer.type_name,
+        )
+    included = selection.included(layer.names, layer.module)
+    for reason, rule, policy in RULES:
+        if policy and included:
+            continue
+        detail = rule(layer, context)
+        if detail is not None:
+            return Skip(
+                layer=layer.layer, reason=reason, detail=detail, layer_type=layer.type_name
+            )
+    return None
+
+
+def _edit(layer: Candidate, context: Context) -> Edit:
+    """The edit that puts a norm behind a layer."""
+    options = context.options
+    value, at, detail = layer.value, layer.layer, []
+    if options.after_act:
+        activation = activation_after(context.facts, value)
+        call = activation and activation_call(context.captured, context.facts, activation)
+        if activation is not None and call:
+            value, at = activation, call.path
+            detail.append(f"behind {at}")
+        else:
+            detail.append("no activation follows")
+    shape = value.meta["shape"]
+    axis = len(shape) - 1 if layer.linear else 1
+    channels, kind = shape[axis], context.norm
+    groups = None
+    spatial = not layer.linear
+    if kind == "group":
+        groups = options.groups or group_count(channels, linear=not spatial)
+        if channels % groups:
+            raise PlanError(
+                f"{groups} groups do not divide the {channels} channels of {layer.layer}",
+                hint="leave groups out, or exclude the layer",
+            )
+        if groups == 1 and not spatial and options.groups is None:
+            kind, groups = "layer", None
+            detail.append("too few channels for groups")
+    if kind in BATCH_KINDS:
+        rows = effective_rows(layer, shape[0], context.batch_size)
+        if rows < FEW_VALUES:
+            detail.append(f"only {rows} values a channel at batch size {context.batch_size}")
+    if is_frozen(layer):
+        detail.append("the layer is frozen")
+    has_bias = layer.module is not None and getattr(layer.module, "bias", None) is not None
+    return Edit(
+        layer=layer.layer,
+        norm=kind,
+        channels=channels,
+        axis=axis,
+        detail="; ".join(detail),
+        at=at if at != layer.layer else "",
+        layer_type=layer.type_name,
+        dims=len(shape),
+        calls=len(layer.calls),
+        groups=groups,
+        eps=options.eps,
+        momentum=options.momentum if kind in BATCH_KINDS else None,
+        drop_bias=options.drop_bias and has_bias and kind in BATCH_KINDS,
+        init=options.init,
+    )
+
+
+# -- zero_gamma ----------------------------------------------------------------------------------
+
+
+def _closing_residuals(facts: Facts, layers: Sequence[Candidate]) -> set[str]:
+    """Layers that close a residual branch: of the two operands of an add, the deeper one.
+
+    Depth counts weighted operators, so that the projection on a shortcut is not zeroed with the
+    branch it bypasses.
+    """
+    depth: dict[fx.Node, int] = {}
+    for node in facts.nodes:
+        above = max((depth[s] for s in ops.sources(node)), default=0)
+        depth[node] = above + (node in facts.weighted)
+    closing: dict[fx.Node, tuple[int, str]] = {}
+    for layer in layers:
+        for call in layer.calls:
+            add = residual_add_after(facts, call.outputs[0])
+            if add is None:
+                continue
+            mine = depth[call.outputs[0]]
+            if mine < max(depth[s] for s in ops.sources(add)):
+                continue  # the other operand is deeper: this one is the shortcut
+            if add not in closing or closing[add][0] < mine:
+                closing[add] = (mine, layer.layer)
+    return {layer for _, layer in closing.values()}
+
+
+def _zero(edit: Edit) -> Edit:
+    detail = "; ".join(filter(None, [edit.detail, "closes a residual branch: scale starts at 0"]))
+    return replace(edit, zero_gamma=True, detail=detail)
+
+
+# -- notes ---------------------------------------------------------------------------------------
+
+
+def _notes(
+    captured: Captured,
+    options: InsertOptions,
+    edits: Sequence[Edit],
+    chosen: Iterable[tuple[Candidate, Edit]],
+    example: int,
+    batch_size: int,
+) -> Iterable[str]:
+    kinds = {edit.norm for edit in edits}
+    if not edits:
+        yield "nothing to insert: every layer has a reason to be left alone"
+    if edits and options.batch_size is None and example == 1:
+        yield f"batch size {batch_size} assumed (the example has 1); say batch_size= to change it"
+    if options.norm == "auto" and kinds & BATCH_KINDS and batch_size < 16:
+        yield f"auto chose batch norm at batch size {batch_size}: its statistics will be noisy"
+    few = [e.layer for e in edits if "values a channel" in e.detail]
+    if few:
+        yield (
+            f"{len(few)} batch norms see fewer than {FEW_VALUES} values a channel "
+            f"at batch size {batch_size}: group or layer norm would be steadier"
+        )
+    if kinds - BATCH_KINDS:
+        others = ", ".join(sorted(kinds - BATCH_KINDS))
+        yield f"{others} norm stays at inference: only batch norm folds away"
+    if "sync" in kinds and not _synchronises():
+        yield "sync works as plain batch norm here: no process group that can synchronise"
+    frozen = [c.layer for c, _ in chosen if is_frozen(c)]
+    if frozen:
+        yield f"{len(frozen)} frozen layers get a trainable norm; skip_frozen leaves them alone"
+    yield from captured.notes
+
+
+def _world_size() -> int:
+    ready = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if ready else 1
+
+
+def _synchronises() -> bool:
+    """Whether SyncBatchNorm can run in train mode: torch has it for GPU backends only."""
+    ready = distributed.is_available() and distributed.is_initialized()
+    return ready and "gloo" not in str(distributed.get_backend())
+

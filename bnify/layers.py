@@ -1,0 +1,221 @@
+"""Layers that carry their norm, and the norms that torch has no module for.
+
+A layer gets its norm by a class swap: the same object, the same parameters and names, plus a
+child ``norm``. ``forward`` is explicit, so that the common layers can be scripted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TokenNorm(nn.Module):
+    """Normalize the last axis of (N, ..., C) with a norm that wants (N, C).
+
+    A container around a real norm rather than a subclass: ``SyncBatchNorm`` conversion replaces
+    the ``inner`` norm and leaves the container, so tokens never become channels.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, ..., C) → (N, ..., C)."""
+        return self.inner(input.flatten(0, -2)).view(input.shape)  # type: ignore[no-any-return]
+
+
+class ChannelRMSNorm(nn.Module):
+    """RMS norm of a convolution's output: one mean square per sample, one scale per channel.
+
+    y = x / sqrt(mean(x², all axes but the first) + eps) · weight[channel]; the statistic of
+    ``GroupNorm(1, C)`` without its mean (Zhang & Sennrich, Root Mean Square Layer Normalization,
+    2019).
+    """
+
+    def __init__(self, num_features: int, eps: float | None = None) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_features))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, *) → (N, C, *)."""
+        scale = self.weight.view([-1] + [1] * (input.dim() - 2))
+        return F.rms_norm(input, input.shape[1:], None, self.eps) * scale
+
+    def extra_repr(self) -> str:
+        """Size and eps, as torch's norms print them."""
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class CallNorms(nn.Module):
+    """One norm per call of a layer that runs several times in a forward pass.
+
+    The i-th call since the root's forward began uses the i-th norm; :func:`restart_calls`, a
+    forward pre-hook on the root model, sets the count back.
+    """
+
+    def __init__(self, norms: Sequence[nn.Module]) -> None:
+        super().__init__()
+        for index, norm in enumerate(norms):
+            self.add_module(str(index), norm)
+        self.call = 0
+
+    def norms(self) -> tuple[nn.Module, ...]:
+        """The norms in the order of the calls."""
+        return tuple(self.children())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize with the norm of the call at hand."""
+        norms = self.norms()
+        norm = norms[self.call % len(norms)]
+        self.call += 1
+        return norm(input)  # type: ignore[no-any-return]
+
+
+def restart_calls(model: nn.Module, _args: Any) -> None:
+    """Forward pre-hook of a root model: every :class:`CallNorms` starts at its first norm."""
+    for module in model.modules():
+        if isinstance(module, CallNorms):
+            module.call = 0
+
+
+# -- layers with a norm --------------------------------------------------------------------------
+
+
+class NormedLayer:
+    """What all layers with a norm share; ``norm`` runs on what the plain class would return."""
+
+    norm: nn.Module
+    dropped_bias: Tensor | None
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load a checkpoint with a bias into a layer whose bias lives in the running mean."""
+        bias = state_dict.get(f"{prefix}bias")
+        dropped = getattr(self, "dropped_bias", None)
+        if bias is not None and dropped is not None:
+            del state_dict[f"{prefix}bias"]
+            for name, buffer in self.norm.named_buffers():
+                if name.rpartition(".")[2] != "running_mean":
+                    continue
+                key = f"{prefix}norm.{name}"
+                if key in state_dict:
+                    state_dict[key] = state_dict[key] - bias
+                else:
+                    buffer.copy_(buffer + dropped - bias.to(buffer))
+            dropped.copy_(bias)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[misc]
+
+
+class LinearNorm(NormedLayer, nn.Linear):
+    """``nn.Linear`` followed by its norm."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, ..., in) → (N, ..., out), normalized."""
+        return self.norm(F.linear(input, self.weight, self.bias))  # type: ignore[no-any-return]
+
+
+class Conv1dNorm(NormedLayer, nn.Conv1d):
+    """``nn.Conv1d`` followed by its norm."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, L) → (N, K, L'), normalized."""
+        return self.norm(self._conv_forward(input, self.weight, self.bias))  # type: ignore[no-any-return]
+
+
+class Conv2dNorm(NormedLayer, nn.Conv2d):
+    """``nn.Conv2d`` followed by its norm."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, K, H', W'), normalized."""
+        return self.norm(self._conv_forward(input, self.weight, self.bias))  # type: ignore[no-any-return]
+
+
+class Conv3dNorm(NormedLayer, nn.Conv3d):
+    """``nn.Conv3d`` followed by its norm."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, D, H, W) → (N, K, D', H', W'), normalized."""
+        return self.norm(self._conv_forward(input, self.weight, self.bias))  # type: ignore[no-any-return]
+
+
+_NORMED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: LinearNorm,
+    nn.Conv1d: Conv1dNorm,
+    nn.Conv2d: Conv2dNorm,
+    nn.Conv3d: Conv3dNorm,
+}
+
+
+class OnDemand(NormedLayer):
+    """Any other class followed by a norm; the classes are made by :func:`normed_class`."""
+
+    plain: type[nn.Module]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the plain class returns, normalized."""
+        return self.norm(super().forward(*args, **kwargs))  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle by the plain class: the made one has no importable name."""
+        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+        return _revive, (self.plain,), state
+
+
+def _revive(plain: type[nn.Module]) -> nn.Module:
+    made = normed_class(plain)
+    return made.__new__(made)
+
+
+def normed_class(plain: type[nn.Module]) -> type[nn.Module]:
+    """The class that runs ``plain`` and then the child ``norm``; made once per plain class."""
+    if plain not in _NORMED:
+        body = {"plain": plain, "__module__": __name__, "__doc__": f"{plain.__name__}, normalized."}
+        _NORMED[plain] = type(f"{plain.__name__}Norm", (OnDemand, plain), body)
+    return _NORMED[plain]
+
+
+def plain_class(normed: type[nn.Module]) -> type[nn.Module]:
+    """The class that :func:`normed_class` was made of."""
+    return next(plain for plain, made in _NORMED.items() if made is normed)
+
+
+def attach(layer: nn.Module, norm: nn.Module) -> None:
+    """Give a layer its norm, in place: class swap plus child ``norm``.
+
+    For a parametrized layer the new class is slipped beneath its ``ParametrizedX`` class, so that
+    ``remove_parametrizations`` leaves the layer with its norm.
+    """
+    layer.norm = norm
+    if nn.utils.parametrize.is_parametrized(layer):
+        generated = type(layer)
+        # The generated class may be shared with deep copies of the layer: make our own.
+        body = {k: v for k, v in vars(generated).items() if k not in ("__dict__", "__weakref__")}
+        layer.__class__ = type(generated.__name__, (normed_class(generated.__bases__[0]),), body)
+    else:
+        layer.__class__ = normed_class(type(layer))
+
+
+def detach(layer: nn.Module) -> nn.Module:
+    """Undo :func:`attach`, in place; returns the norm."""
+    norm: nn.Module = layer.norm
+    del layer.norm
+    if nn.utils.parametrize.is_parametrized(layer):
+        generated = type(layer)
+        body = {k: v for k, v in vars(generated).items() if k not in ("__dict__", "__weakref__")}
+        layer.__class__ = type(generated.__name__, (plain_class(generated.__bases__[0]),), body)
+    else:
+        layer.__class__ = plain_class(type(layer))
+    return norm
+
+
+def carries_norm(layer: nn.Module) -> bool:
+    """Whether bnify put a norm on this layer."""
+    return isinstance(layer, NormedLayer)

@@ -1,0 +1,85 @@
+"""New parameters and the optimizer that was built before they existed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnify.errors import PlanError
+from bnify.plan import Plan
+
+
+def check_optimizer(optimizer: Any, model: nn.Module, *, inplace: bool) -> None:
+    """Refuse an optimizer that cannot be extended.
+
+    Raises:
+        PlanError: It would hold the parameters of a dead original, or is for another model.
+    """
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise PlanError(f"optimizer is a {type(optimizer).__name__}, no torch.optim.Optimizer")
+    if not inplace:
+        raise PlanError(
+            "optimizer= needs inplace=True: it holds the parameters of this very model, not of a "
+            "copy",
+            hint="result = bnify.insert(model, inputs, optimizer=optimizer, inplace=True)",
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in held for p in model.parameters()):
+        raise PlanError(
+            "the optimizer holds no parameter of this model",
+            hint="build it from model.parameters()",
+        )
+
+
+def extend_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, plan: Plan, dropped: list[nn.Parameter]
+) -> None:
+    """Let an optimizer train the new norms: one new group per source group.
+
+    A new group has the options of the group of its layers (learning rate, betas, momentum) and no
+    weight decay. Dropped biases leave the optimizer, with their state.
+    """
+    group_of = {
+        id(parameter): index
+        for index, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
+    }
+    fresh: dict[int, list[nn.Parameter]] = {}
+    for edit in plan.edits:
+        layer = model.get_submodule(edit.layer)
+        norm: nn.Module = model.get_submodule(edit.carrier).norm
+        new = set(map(id, norm.parameters()))
+        source = next(
+            (group_of[id(p)] for p in layer.parameters() if id(p) in group_of and id(p) not in new),
+            0,
+        )
+        fresh.setdefault(source, []).extend(norm.parameters())
+    for bias in dropped:
+        optimizer.state.pop(bias, None)
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if p is not bias]
+    for index, parameters in sorted(fresh.items()):
+        options = {k: v for k, v in optimizer.param_groups[index].items() if k != "params"}
+        if "weight_decay" in options:
+            options["weight_decay"] = 0.0
+        if parameters:
+            optimizer.add_param_group({**options, "params": parameters})
+
+
+def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer: norms and biases take no weight decay.
+
+    Returns:
+        Two groups, ``{"params": ..., "weight_decay": weight_decay}`` for weights of two or more
+        dimensions and one with weight decay 0 for everything else.
+    """
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,66 @@
+"""One plan, carried out twice on float64 copies: what the algebra checks compare."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from bnify.borrow import copy_model
+from bnify.capture import record
+from bnify.double import double
+from bnify.plan import Plan
+from bnify.rewrite import Statistics, initial_norms, rewrite_graph, rewrite_tree
+from bnify.structure import Call
+
+
+class Realisations:
+    """The rewritten recording and the rewritten module, made anew at every call.
+
+    Args:
+        model: The original; it is not touched.
+        plan: The plan.
+        call: The example inputs.
+        statistics: What ``init="preserve"`` starts from.
+        seed: Random state of the recordings.
+
+    Attributes:
+        wide: Whether everything is in float64; False where the model cannot run in it.
+        why_narrow: Why it cannot.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        call: Call,
+        statistics: Statistics | None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.plan = plan
+        self.wide, self.why_narrow = True, ""
+        self.model: nn.Module = double(model)
+        self.call = call.to(dtype=torch.float64).clone()
+        self._statistics = statistics
+        self._seed = seed
+        try:
+            self._eval = record(self.model, self.call, seed=seed, wide=True)
+        except Exception as error:  # the user's model runs, for the first time in float64
+            self.wide, self.why_narrow = False, str(error).strip().splitlines()[0]
+            self.model, self.call = copy_model(model), call.clone()
+            self._eval = record(self.model, self.call, seed=seed)
+
+    def tree(self) -> nn.Module:
+        """A rewritten copy of the model, in eval mode."""
+        norms = initial_norms(self.model, self.plan, self._statistics)
+        return rewrite_tree(copy_model(self.model), self.plan, norms).eval()
+
+    def graph(self, *, train: bool) -> fx.GraphModule:
+        """The rewritten recording."""
+        captured = self._eval
+        if train:
+            captured = record(
+                self.model, self.call, train=True, seed=self._seed, wide=self.wide
+            )
+        norms = initial_norms(self.model, self.plan, self._statistics)
+        return rewrite_graph(captured, self.plan, norms)

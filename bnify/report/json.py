@@ -1,0 +1,21 @@
+"""What a JSON report holds: one object on stdout, and nothing else there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from bnify.errors import BnifyError
+
+SCHEMA: Final = 1
+
+
+def error_data(error: BnifyError, verb: str | None) -> dict[str, Any]:
+    """An error; one that holds a result (a failed verification) brings the result's data."""
+    data: dict[str, Any] = {"schema": SCHEMA, "verb": verb}
+    result = getattr(error, "result", None)
+    if hasattr(result, "plan") and hasattr(result, "to_dict"):
+        data |= result.to_dict()
+    elif getattr(result, "verification", None) is not None:
+        data["verification"] = result.verification.to_dict()
+    return {**data, "error": error.to_dict()}

@@ -1,0 +1,161 @@
+"""A report for a terminal: tables that fit 80 columns, ASCII where the output needs it."""
+
+from __future__ import annotations
+
+import io
+import unicodedata
+from typing import Final
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from bnify.report.document import (
+    Block,
+    Code,
+    Document,
+    Facts,
+    Items,
+    Mark,
+    Paragraph,
+    Table,
+    Verdict,
+)
+
+_ASCII_LINES: Final = box.Box(
+    "    \n    \n -- \n    \n    \n    \n    \n    \n",
+    ascii=True,
+)
+_ASCII_CHARACTERS: Final = str.maketrans(
+    {
+        "×": "x", "–": "-", "—": "-", "…": "...", "‖": "||", "≤": "<=", "≥": ">=", "√": "sqrt",
+        "−": "-", "·": "*", "→": "->", "←": "<-", "γ": "gamma", "β": "beta", "ε": "eps",
+        "σ": "sigma", "μ": "mu", "²": "^2", "₂": "2", "’": "'", "“": '"', "”": '"', "\u00a0": " ",
+    }
+)  # fmt: skip
+_MARK_STYLES: Final = {
+    Mark.PASS: "bold green",
+    Mark.FAIL: "bold red",
+    Mark.NONE: "bold yellow",
+    Mark.UNDECIDED: "bold yellow",
+}
+_WORD_STYLES: Final = {"pass": "green", "FAIL": "bold red", "undecided": "yellow"}
+
+
+def to_terminal(document: Document, *, width: int, color: bool, encoding: str) -> str:
+    """The document as text, lines no longer than ``width``.
+
+    Args:
+        document: What to say.
+        width: Columns of the terminal.
+        color: Add ANSI colours.
+        encoding: Of the output; characters that it lacks are replaced by readable ones.
+    """
+    ascii_only = not encodes("─×✓", encoding)
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=max(width, 20),
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+        _environ={},
+    )
+    console.print(Text(_plain(document.title, ascii_only), style="bold"))
+    for block in document.blocks:
+        console.print()
+        for part in _parts(block, ascii_only):
+            console.print(part)
+    text = out.getvalue()
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def encodes(characters: str, encoding: str) -> bool:
+    """Whether the encoding has all of these characters."""
+    try:
+        characters.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def clean(text: str) -> str:
+    """Text from user code without control characters, which could drive the terminal."""
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf") else "�" for c in text
+    )
+
+
+def _plain(text: str, ascii_only: bool) -> str:
+    text = clean(text)
+    return text.translate(_ASCII_CHARACTERS).replace("�", "?") if ascii_only else text
+
+
+def _parts(block: Block, ascii_only: bool) -> list[RenderableType]:
+    match block:
+        case Paragraph(text):
+            return [Text(_plain(text, ascii_only))]
+        case Verdict(mark, text):
+            line = Text(mark.value, style=_MARK_STYLES[mark])
+            return [line.append(f"  {_plain(text, ascii_only)}", style="default")]
+        case Items(title, items):
+            lines: list[RenderableType] = [_heading(title, ascii_only)]
+            lines += [_item(_plain(item, ascii_only)) for item in items]
+            return lines
+        case Facts(title, pairs):
+            grid = RichTable.grid(padding=(0, 2))
+            grid.add_column(no_wrap=True)
+            grid.add_column(overflow="fold")
+            for name, value in pairs:
+                grid.add_row(_plain(name, ascii_only), _plain(value, ascii_only))
+            return [_heading(title, ascii_only), Padding(grid, (0, 0, 0, 2))]
+        case Code(title, _, text):
+            return [_heading(title, ascii_only), Text(_plain(text, ascii_only), no_wrap=False)]
+        case Table():
+            return [_heading(block.title, ascii_only), _table(block, ascii_only)]
+
+
+def _heading(title: str, ascii_only: bool) -> Text:
+    return Text(_plain(title, ascii_only), style="bold cyan")
+
+
+def _item(text: str) -> RenderableType:
+    grid = RichTable.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row("-", text)
+    return Padding(grid, (0, 0, 0, 2))
+
+
+def _table(table: Table, ascii_only: bool) -> RichTable:
+    drawn = RichTable(
+        box=_ASCII_LINES if ascii_only else box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+        show_edge=False,
+        header_style="bold",
+    )
+    for column in table.columns:
+        fixed = column.numeric or column.short
+        drawn.add_column(
+            _plain(column.name, ascii_only),
+            justify="right" if column.numeric else "left",
+            no_wrap=fixed,
+            overflow="fold",
+            min_width=None if fixed else min(10, _widest(table, column.name)),
+        )
+    for row in table.rows:
+        cells = [_plain(cell, ascii_only) for cell in row]
+        drawn.add_row(*(Text(cell, style=_WORD_STYLES.get(cell, "")) for cell in cells))
+    return drawn
+
+
+def _widest(table: Table, name: str) -> int:
+    index = next(i for i, column in enumerate(table.columns) if column.name == name)
+    return max(len(name), *(len(row[index]) for row in table.rows))

@@ -1,0 +1,120 @@
+"""What a rewrite gives back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from bnify.borrow import copy_model, evaluating, seeded
+from bnify.errors import PlanError
+from bnify.layers import CallNorms, ChannelRMSNorm, TokenNorm, carries_norm, detach
+from bnify.plan import Plan
+from bnify.structure import Call, outputs_of
+from bnify.verdict import Verification
+
+
+@dataclass(slots=True)
+class Result:
+    """A rewritten model and everything that is known about the rewrite.
+
+    Attributes:
+        model: What to use from now on.
+        graph: The rewritten recording of one eval-mode forward pass, a GraphModule on its own
+            copies of the tensors. Its inputs are the tensors of the call, flat and in order.
+        plan: What was done, and why not elsewhere.
+        verification: What was measured; None with ``verify=False``.
+        call: The example inputs.
+        source: What is known of where the model came from: SPEC, arguments, hashes, seed.
+        before: The module tree before the rewrite, as text.
+        files: What :meth:`save` wrote, by role.
+    """
+
+    model: nn.Module
+    graph: fx.GraphModule
+    plan: Plan
+    verification: Verification | None
+    call: Call
+    source: Mapping[str, Any] = field(default_factory=dict)
+    before: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool | None:
+        """The verdict; None when nothing was verified."""
+        return None if self.verification is None else self.verification.passed
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON-ready data."""
+        return {
+            "schema": 1,
+            "verb": self.plan.verb,
+            "plan": self.plan.to_dict(),
+            "verification": None if self.verification is None else self.verification.to_dict(),
+            "files": dict(self.files),
+        }
+
+    def save(self, directory: str | Path, onnx: bool = True, force: bool = False) -> Path:
+        """Write weights, plan, report and (unless ``onnx=False``) the verified ONNX file.
+
+        Returns:
+            The folder; :func:`bnify.load` reads it.
+
+        Raises:
+            UsageError: The folder exists and ``force`` is not set.
+            ExportError: The model cannot be exported; nothing is written.
+        """
+        from bnify.saved import save
+
+        return save(self, directory, onnx=onnx, force=force)
+
+    def strip(self) -> nn.Module:
+        """A copy of the model that does not need bnify to be unpickled.
+
+        A layer whose norm was folded away (``nn.Identity``) becomes its plain class again; a layer
+        that still has a norm becomes ``nn.Sequential(layer, norm)``, so its tensors are called
+        ``fc1.0.weight`` and ``fc1.1.weight`` from then on: for shipping, not for old checkpoints.
+
+        Raises:
+            PlanError: A norm has no form in torch (tokens, several calls, rms on convolutions), or
+                the model reads the layer in a way that ``nn.Sequential`` does not allow.
+        """
+        plain = copy_model(self.model)
+        carriers = [(p, m) for p, m in plain.named_modules() if carries_norm(m)]
+        for path, layer in carriers:
+            norm: nn.Module = layer.norm
+            if isinstance(norm, (TokenNorm, CallNorms, ChannelRMSNorm)):
+                raise PlanError(
+                    f"{path or 'the root'} has a {type(norm).__name__}, which torch has no module "
+                    "for",
+                    hint="fold the norm first, or ship the model with bnify installed",
+                )
+            if not path and not isinstance(norm, nn.Identity):
+                raise PlanError("the root itself carries a norm and cannot be replaced")
+            detach(layer)
+            if not isinstance(norm, nn.Identity):
+                parent, _, name = path.rpartition(".")
+                pair = nn.Sequential(OrderedDict([("0", layer), ("1", norm)]))
+                setattr(plain.get_submodule(parent), name, pair.train(layer.training))
+        self._same_function(plain)
+        return plain
+
+    def _same_function(self, plain: nn.Module) -> None:
+        try:
+            outputs = []
+            for model in (copy_model(self.model), copy_model(plain)):
+                with torch.no_grad(), seeded(0), evaluating(model):
+                    outputs.append([t for _, t in outputs_of(self.call.clone()(model))])
+            same = all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise PlanError(
+                f"the model reads a layer in a way that nn.Sequential does not allow: {error}",
+                hint="ship the model with bnify installed",
+            ) from error
+        if not same:
+            raise PlanError("the stripped model does not compute the same outputs")

@@ -1,0 +1,62 @@
+"""The norm modules of a plan with their initial values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bnify.calibrate import Point, Pooled
+from bnify.norms import build, each_norm, effective_eps
+from bnify.plan import Edit, Plan
+
+Statistics = Mapping[str, Sequence[Pooled]]
+
+
+def points(plan: Plan) -> list[Point]:
+    """Where statistics have to be measured for ``init="preserve"``."""
+    return [
+        Point(edit.carrier, edit.axis, edit.channels, edit.calls)
+        for edit in plan.edits
+        if edit.init == "preserve"
+    ]
+
+
+def initial_norms(
+    model: nn.Module, plan: Plan, statistics: Statistics | None = None
+) -> dict[str, nn.Module]:
+    """One norm module per edit, by the path that carries it.
+
+    With ``init="preserve"`` and measured statistics, γ = sqrt(var + ε) and β = mean, so that in
+    eval mode (x − mean) / sqrt(var + ε) · γ + β = x. A dropped bias b moves into the running mean:
+    (Wx + b) − mean = Wx − (mean − b).
+    """
+    norms = {}
+    for edit in plan.edits:
+        layer = model.get_submodule(edit.layer)
+        like = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
+        module = build(edit, like)
+        measured = (statistics or {}).get(edit.carrier, ())
+        with torch.no_grad():
+            if edit.init == "preserve" and measured:
+                for norm, pooled in zip(each_norm(module), measured, strict=True):
+                    _preserve(norm, pooled, edit)
+            if edit.drop_bias:
+                for norm in each_norm(module):
+                    _tensor(norm, "running_mean").sub_(_tensor(layer, "bias"))
+        norms[edit.carrier] = module
+    return norms
+
+
+def _preserve(norm: nn.Module, pooled: Pooled, edit: Edit) -> None:
+    scale = (pooled.var + effective_eps(edit)).sqrt()
+    _tensor(norm, "running_mean").copy_(pooled.mean)
+    _tensor(norm, "running_var").copy_(pooled.var)
+    _tensor(norm, "weight").copy_(scale)
+    _tensor(norm, "bias").copy_(pooled.mean)
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    tensor: Tensor = getattr(module, name)
+    return tensor

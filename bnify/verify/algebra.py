@@ -1,0 +1,353 @@
+"""The algebra of an insertion, in float64: the rewritten recording against the rewritten module.
+
+Two realisations of one plan are made from float64 copies and run against each other, in eval and
+in train mode: outputs, buffers, gradients. With ``init="preserve"`` the original is compared with
+the result as well. Correct edits land near 1e-14; what the conditioning of the network adds is
+measured by moving its weights by one unit in the last place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, fx, nn
+
+from bnify.borrow import copy_model, fused_attention, in_mode, seeded
+from bnify.double import StayInFloat64
+from bnify.errors import BnifyError
+from bnify.layers import CallNorms, carries_norm
+from bnify.norms import each_norm
+from bnify.plan import Plan
+from bnify.structure import Call, outputs_of, run_graph
+from bnify.verdict import Check
+from bnify.verify.measures import is_exact, mismatch, relative_l2
+
+LEAST = 1e-12
+CONDITIONING = 100.0
+ILL_CONDITIONED = 1e-6
+SEED = 0
+
+Named = dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class Algebra:
+    """What the algebra found: ``checks`` in order, and the first edit that diverges, if any."""
+
+    checks: list[Check] = field(default_factory=list)
+    first_divergent: str | None = None
+
+    @property
+    def worst(self) -> float | None:
+        """Worst relative error over all checks that have one; None if there is none."""
+        return max((c.error for c in self.checks if c.error is not None), default=None)
+
+
+def check_insertion(realised: Realised) -> Algebra:
+    """Run every algebra check of an insertion."""
+    algebra = Algebra()
+    bench = _Bench(realised)
+    # Training comes last: it writes to the one rewritten module that all checks share.
+    for check in (_graph_in_eval, _preserved, _fast_path, _other_batch, _graph_in_train):
+        try:
+            algebra.checks.extend(check(bench))
+        except BnifyError as error:
+            algebra.checks.append(
+                Check(name=_NAMES[check], passed=None, detail=f"not possible: {error.message}")
+            )
+    return algebra
+
+
+class Realised(Protocol):
+    """One plan carried out twice, independently, on float64 copies."""
+
+    wide: bool
+    model: nn.Module
+    call: Call
+    plan: Plan
+
+    def tree(self) -> nn.Module:
+        """A fresh rewritten copy of the model, in eval mode."""
+
+    def graph(self, *, train: bool) -> fx.GraphModule:
+        """A fresh rewritten recording."""
+
+
+class _Bench:
+    """The models under test and the ways to run them."""
+
+    def __init__(self, realised: Realised) -> None:
+        self.wide = realised.wide
+        self.model = realised.model
+        self.plan = realised.plan
+        self.call = realised.call
+        self.tree = realised.tree()
+        self.graph = realised.graph
+        self.preserves = any(edit.init == "preserve" for edit in self.plan.edits)
+        # Without float64 the two realisations still run the same operators.
+        self.least = LEAST if self.wide else 1e-5
+
+    def fresh(self) -> Call:
+        """Another input of the same shapes."""
+        return self.call.redrawn(1)
+
+    def guarded(self, function: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Run with fixed random numbers, without the fused attention path."""
+        with seeded(SEED), fused_attention(enabled=False):
+            if not self.wide:
+                return function()
+            with StayInFloat64():
+                return function()
+
+    def outputs(self, model: nn.Module, call: Call, *, train: bool = False) -> list[Tensor]:
+        """Outputs of a module tree."""
+
+        def forward() -> list[Tensor]:
+            with torch.no_grad(), in_mode(model, train=train):
+                return [t for _, t in outputs_of(call.clone()(model))]
+
+        return self.guarded(forward)
+
+    def error(
+        self,
+        got: list[Tensor],
+        want: list[Tensor],
+        noise: Callable[[], float],
+        name: str,
+        detail: str = "",
+    ) -> Check:
+        """A check of two lists of tensors, with the conditioning measured when it matters."""
+        error, why = _distance(got, want)
+        threshold = self.least
+        if error > threshold and not why:
+            measured = noise()
+            threshold = max(threshold, CONDITIONING * measured)
+            if measured > ILL_CONDITIONED:
+                return Check(
+                    name=name,
+                    passed=None,
+                    error=None,
+                    detail=f"ill-conditioned (one ulp moves it by {measured:.0e}), "
+                    "cannot be decided on this input",
+                )
+        return Check(
+            name=name,
+            passed=error <= threshold,
+            error=error,
+            threshold=threshold,
+            detail=why or detail,
+        )
+
+
+def _distance(got: list[Tensor], want: list[Tensor]) -> tuple[float, str]:
+    """Worst relative error of two lists, and what makes them incomparable."""
+    if len(got) != len(want):
+        return float("inf"), f"{len(got)} outputs, expected {len(want)}"
+    worst = 0.0
+    for index, (a, b) in enumerate(zip(got, want, strict=True)):
+        if a.dtype == b.dtype and torch.equal(a, b):
+            continue  # bit-equal, and so free of NaN: the usual case
+        why = mismatch(a, b)
+        if why is not None:
+            return float("inf"), f"output {index}: {why}"
+        if is_exact(b):
+            if not torch.equal(a, b):
+                return float("inf"), f"output {index}: integers differ"
+            continue
+        finite = b.isfinite()
+        worst = max(worst, relative_l2(a[finite], b[finite]))
+    return worst, ""
+
+
+def one_ulp_noise(bench: _Bench, model: nn.Module, call: Call, *, train: bool = False) -> float:
+    """How far outputs move when every weight moves by one unit in the last place at random."""
+    moved = copy_model(model)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            if parameter.is_floating_point():
+                signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
+                towards = torch.full_like(parameter, float("inf")) * signs.to(parameter)
+                parameter.copy_(torch.nextafter(parameter, towards))
+    return _distance(
+        bench.outputs(moved, call, train=train), bench.outputs(model, call, train=train)
+    )[0]
+
+
+# -- checks --------------------------------------------------------------------------------------
+
+
+def _graph_in_eval(bench: _Bench) -> Iterator[Check]:
+    tree, graph = bench.tree, bench.graph(train=False)
+    for label, call in (("example", bench.call), ("fresh input", bench.fresh())):
+        with torch.no_grad():
+            got = bench.guarded(lambda c=call: run_graph(graph, c))  # type: ignore[misc]
+        want = bench.outputs(tree, call)
+        yield bench.error(
+            got,
+            want,
+            lambda c=call: one_ulp_noise(bench, tree, c),  # type: ignore[misc]
+            f"recording = module, eval, {label}",
+        )
+
+
+def _graph_in_train(bench: _Bench) -> Iterator[Check]:
+    name = _NAMES[_graph_in_train]
+    tree, graph = bench.tree.train(), bench.graph(train=True)
+    want, got = _Trained(bench, tree), _Trained(bench, graph)
+    for what, a, b in (
+        ("outputs", dict(enumerate(got.outputs)), dict(enumerate(want.outputs))),
+        ("buffers", got.buffers, want.buffers),
+        ("gradients", got.gradients, want.gradients),
+    ):
+        shared = [key for key in b if key in a]
+        missing = "" if what == "gradients" or len(shared) == len(b) else "some are missing"
+        yield bench.error(
+            [a[key] for key in shared],  # type: ignore[index]
+            [b[key] for key in shared],  # type: ignore[index]
+            lambda: one_ulp_noise(bench, tree, bench.call, train=True),
+            f"{name}, {what}",
+            missing,
+        )
+    yield _all_ran(bench, tree, want)
+
+
+class _Trained:
+    """One training step's forward and backward, and what it leaves behind."""
+
+    def __init__(self, bench: _Bench, module: nn.Module) -> None:
+        call = bench.call.clone()
+
+        def step() -> list[Tensor]:
+            if isinstance(module, fx.GraphModule):
+                outputs = run_graph(module, call)
+            else:
+                outputs = [t for _, t in outputs_of(call(module))]
+            generator = torch.Generator().manual_seed(11)
+            loss: Tensor | None = None
+            for output in outputs:
+                if output.requires_grad and output.is_floating_point():
+                    weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+                    term = (output * weights.to(output)).sum()
+                    loss = term if loss is None else loss + term
+            if loss is not None:
+                loss.backward()
+            return [output.detach() for output in outputs]
+
+        self.outputs = bench.guarded(step)
+        self.buffers: Mapping[str, Tensor] = {
+            name: buffer.detach()
+            for name, buffer in module.named_buffers()
+            if not name.startswith("_const") and name.rpartition(".")[2] != "dropped_bias"
+        }
+        if isinstance(module, fx.GraphModule):
+            known = {n for n, _ in bench.tree.named_buffers()}
+            self.buffers = {n: b for n, b in self.buffers.items() if n in known}
+        self.gradients = {
+            name: parameter.grad
+            for name, parameter in module.named_parameters()
+            if parameter.grad is not None
+        }
+        self.differentiable = bool(self.gradients)
+
+
+def _all_ran(bench: _Bench, tree: nn.Module, trained: _Trained) -> Check:
+    """Every inserted norm ran once, and each of its parameters has a gradient."""
+    silent = []
+    for edit in bench.plan.edits:
+        layer = tree.get_submodule(edit.carrier)
+        if not carries_norm(layer):
+            silent.append(f"{edit.carrier} has no norm")
+            continue
+        norm: nn.Module = layer.norm
+        for one in each_norm(norm):
+            tracked = getattr(one, "num_batches_tracked", None)
+            if isinstance(tracked, Tensor) and int(tracked) != 1:
+                silent.append(f"{edit.layer}: ran {int(tracked)} times")
+            for name, parameter in one.named_parameters():
+                if trained.differentiable and parameter.grad is None:
+                    silent.append(f"{edit.layer}: no gradient for {name}")
+        if isinstance(norm, CallNorms) and norm.call != edit.calls:
+            silent.append(f"{edit.layer}: {norm.call} calls, planned {edit.calls}")
+    return Check(
+        name="every norm runs and learns",
+        passed=not silent,
+        detail="; ".join(silent[:3]) or f"{len(bench.plan.edits)} norms",
+    )
+
+
+def _preserved(bench: _Bench) -> Iterator[Check]:
+    if not bench.preserves:
+        return
+    tree = bench.tree
+    calls = [("example", bench.call), ("fresh input", bench.fresh())]
+    for label, call in calls:
+        yield bench.error(
+            bench.outputs(tree, call),
+            bench.outputs(bench.model, call),
+            lambda c=call: one_ulp_noise(bench, bench.model, c),  # type: ignore[misc]
+            f"result = original, eval, {label}",
+        )
+
+
+def _fast_path(bench: _Bench) -> Iterator[Check]:
+    """The fused attention path must give what the plain one gives: it may skip a norm."""
+    fused = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+    if not any(isinstance(module, fused) for module in bench.model.modules()):
+        return
+    tree = bench.tree
+    with torch.no_grad(), seeded(SEED), fused_attention(enabled=True):
+        got = [t for _, t in outputs_of(bench.call.clone()(tree))]
+    want = bench.outputs(tree, bench.call)
+    yield bench.error(
+        got,
+        want,
+        lambda: one_ulp_noise(bench, tree, bench.call),
+        _NAMES[_fast_path],
+    )
+
+
+def _other_batch(bench: _Bench) -> Iterator[Check]:
+    """The result runs at another batch size wherever the original does."""
+    size = bench.call.batch
+    if size is None:
+        return
+    call = bench.call.resized(size + 1)
+    try:
+        want = bench.outputs(bench.model, call)
+    except Exception:  # the user's model may be made for one batch size
+        yield Check(
+            name=_NAMES[_other_batch],
+            passed=None,
+            detail=f"the original does not run at batch size {size + 1}",
+        )
+        return
+    tree = bench.tree
+    try:
+        got = bench.outputs(tree, call)
+    except (RuntimeError, ValueError, TypeError) as error:
+        first = str(error).strip().splitlines()[:1]
+        yield Check(name=_NAMES[_other_batch], passed=False, detail="".join(first))
+        return
+    if bench.preserves:
+        yield bench.error(
+            got,
+            want,
+            lambda: one_ulp_noise(bench, bench.model, call),
+            f"result = original, eval, batch {size + 1}",
+        )
+    else:
+        same = [a.shape for a in got] == [b.shape for b in want]
+        yield Check(name=_NAMES[_other_batch], passed=same, detail=f"batch size {size + 1}")
+
+
+_NAMES = {
+    _graph_in_eval: "recording = module, eval",
+    _graph_in_train: "recording = module, train",
+    _preserved: "result = original, eval",
+    _fast_path: "fused attention = plain attention",
+    _other_batch: "another batch size",
+}

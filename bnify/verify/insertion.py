@@ -1,0 +1,78 @@
+"""The verdict on an insertion: algebra on float64 copies, then the delivered objects themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from bnify.borrow import copy_model, evaluating, fused_attention, seeded
+from bnify.structure import Call, outputs_of, run_graph
+from bnify.verdict import Check, Verification
+from bnify.verify.algebra import Realised, check_insertion
+from bnify.verify.drift import train_drift
+from bnify.verify.measures import is_exact, mismatch, relative_l2
+
+#: Two float32 runs of the same operators; they are bit-equal nearly always.
+_DELIVERED = 1e-5
+
+
+def verify_insertion(
+    realised: Realised,
+    original: nn.Module,
+    result: nn.Module,
+    graph: fx.GraphModule,
+    drift_call: Call,
+) -> Verification:
+    """Measure a rewritten model before anybody gets it.
+
+    Args:
+        realised: The plan, carried out twice on float64 copies.
+        original: The model as it was.
+        result: The rewritten model that will be handed out; it is run on a copy.
+        graph: The rewritten recording that will be handed out.
+        drift_call: Inputs at the training batch size, for the train-mode drift.
+    """
+    algebra = check_insertion(realised)
+    checks = [*algebra.checks, _delivered(result, graph, realised.call)]
+    notes = []
+    if not realised.wide:
+        notes.append(
+            f"the model does not run in float64 ({realised.why_narrow}): compared in its own dtype"
+        )
+    drift = train_drift(original, result, drift_call)
+    decided = [check.passed for check in checks if check.passed is not None]
+    return Verification(
+        passed=bool(decided) and all(decided),
+        algebra=algebra.worst if realised.wide else None,
+        device=str(next((p.device for p in result.parameters()), torch.device("cpu"))),
+        first_divergent=None if all(decided) else algebra.first_divergent,
+        checks=tuple(checks),
+        drift=() if drift is None else (drift,),
+        inputs=("example", "redrawn (seed 1)"),
+        notes=tuple(notes),
+    )
+
+
+def _delivered(result: nn.Module, graph: fx.GraphModule, call: Call) -> Check:
+    """The objects that are handed out, in their own dtype."""
+    name = "result.graph = result.model, own dtype"
+    parameter = next((p for p in result.parameters() if p.is_floating_point()), None)
+    own = call if parameter is None else call.to(dtype=parameter.dtype)
+    working = copy_model(result)
+    with torch.no_grad(), seeded(0), fused_attention(enabled=False), evaluating(working):
+        want = [t for _, t in outputs_of(own.clone()(working))]
+    with torch.no_grad(), seeded(0), fused_attention(enabled=False):
+        got = run_graph(copy_model(graph), own)
+    worst = 0.0
+    for a, b in zip(got, want, strict=True):
+        why = mismatch(a, b)
+        if why is None and is_exact(b) and not torch.equal(a, b):
+            why = "integers differ"
+        if why is not None:
+            return Check(name=name, passed=False, error=float("inf"), detail=why)
+        finite = b.isfinite()
+        if not is_exact(b):
+            if not bool(finite.all()):
+                return Check(name=name, passed=False, detail="the output is not finite")
+            worst = max(worst, relative_l2(a, b))
+    return Check(name=name, passed=worst <= _DELIVERED, error=worst, threshold=_DELIVERED)

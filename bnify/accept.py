@@ -91,7 +91,7 @@ def _refuse_unmaterialised(model: nn.Module) -> None:
 
 def _refuse_nonfinite(model: nn.Module) -> None:
     """Parameters and running statistics; other buffers hold masks of -inf by right."""
-    named = [*model.named_parameters()]
+    named: list[tuple[str, torch.Tensor]] = [*model.named_parameters()]
     named += [
         (name, buffer)
         for name, buffer in model.named_buffers()

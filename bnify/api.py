@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bnify.accept import accept
 from bnify.borrow import copy_model
 from bnify.calibrate import pool
-from bnify.capture import Captured, record
+from bnify.capture import Captured, make_symbolic, record
 from bnify.errors import CaptureError, VerificationError
 from bnify.insertion import InsertOptions, plan_insert
 from bnify.optim import check_optimizer, extend_optimizer
@@ -152,9 +152,9 @@ def insert(
 
 def plan(model: nn.Module, inputs: Inputs, **options: Any) -> Plan:
     """What :func:`insert` would do with these options: recorded and planned, nothing changed."""
-    chosen = InsertOptions(
-        **{k: _globs(v) if k in ("include", "exclude", "only") else v for k, v in options.items()}
-    )
+    for name in ("include", "exclude", "only"):
+        options[name] = _globs(options.get(name, ()))
+    chosen = InsertOptions(**options)
     chosen.check()
     accept(model)
     call = as_call(inputs)
@@ -270,6 +270,17 @@ def _record(model: nn.Module, call: Call) -> Captured:
     return record(model, call)
 
 
+def _any_batch(captured: Captured) -> str | None:
+    """Record once more at another batch size, so that the graph runs at any."""
+    if captured.call.batch is None:
+        return None
+    try:
+        other = record(captured.model, captured.call.resized(captured.call.batch + 1))
+    except CaptureError:
+        return f"the model runs at batch size {captured.call.batch} only"
+    return make_symbolic(captured, other)
+
+
 def _record_train(model: nn.Module, call: Call) -> tuple[Captured | None, list[str]]:
     try:
         return record(model, call, train=True), []
@@ -290,6 +301,9 @@ def _carry_out(
 ) -> Result:
     """Measure, rewrite and verify one plan."""
     check_edits(captured, plan)
+    fixed = _any_batch(captured)
+    if fixed is not None:
+        plan = plan.with_notes(f"result.graph runs at the recorded batch size: {fixed}")
     statistics, notes = _statistics(model, captured.call, plan, data, say)
     plan = plan.with_notes(*notes)
     before = str(model)
@@ -313,7 +327,9 @@ def _carry_out(
             result=result,
         )
     if inplace:
-        dropped = [model.get_submodule(e.layer).bias for e in plan.edits if e.drop_bias]
+        dropped = [
+            model.get_submodule(e.layer).get_parameter("bias") for e in plan.edits if e.drop_bias
+        ]
         result.model = rewrite_tree(model, plan, initial_norms(model, plan, statistics))
         if optimizer is not None:
             extend_optimizer(optimizer, model, plan, dropped)
@@ -329,9 +345,7 @@ def _statistics(
         return None, []
     notes = []
     if data is None:
-        notes.append(
-            "statistics come from the example inputs: pass data= for those of your data"
-        )
+        notes.append("statistics come from the example inputs: pass data= for those of your data")
     say("measuring statistics")
     pooled = pool(model, _batches(data, call, model), wanted)
     few = min(one.count for statistics in pooled.values() for one in statistics)

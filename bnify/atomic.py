@@ -57,18 +57,20 @@ def check_output(target: Path, *, force: bool = False, ours: Collection[str] | N
         UsageError: The target exists and ``force`` is False, or holds something else.
         OutputError: Nothing can be written there.
     """
-    place = Path(os.path.realpath(target))
-    if place.exists():
-        if not force:
-            raise UsageError(
-                f"{target} exists already", hint="choose another -o, or replace it with --force"
-            )
-        _check_replaceable(target, place, ours)
-    parent = next(folder for folder in place.parents if folder.exists())
-    if not parent.is_dir():
-        raise OutputError(f"cannot write {target}: {parent} is not a folder", hint=_PLACE_HINT)
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {target}: {parent} is read-only", hint=_PLACE_HINT)
+    with _readable_errors(target):
+        place = Path(os.path.realpath(target))
+        if place.exists():
+            if not force:
+                raise UsageError(
+                    f"the output {target} exists already",
+                    hint="choose another -o, or replace it with --force",
+                )
+            _check_replaceable(target, place, ours)
+        parent = next(folder for folder in place.parents if folder.exists())
+        if not parent.is_dir():
+            raise OutputError(f"cannot write {target}: {parent} is not a folder", hint=_PLACE_HINT)
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise OutputError(f"cannot write {target}: {parent} is read-only", hint=_PLACE_HINT)
 
 
 _PLACE_HINT = "choose another place with -o"
@@ -142,9 +144,9 @@ def written_file(target: Path, *, force: bool) -> Iterator[Path]:
     """
     place = Path(os.path.realpath(target))
     with _readable_errors(target):
-        place.parent.mkdir(parents=True, exist_ok=True)
         recover(place)
         check_output(target, force=force)
+        place.parent.mkdir(parents=True, exist_ok=True)
         folder, lock = _locked_folder(place)
     try:
         with _readable_errors(target):

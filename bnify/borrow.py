@@ -66,10 +66,14 @@ def evaluating(model: M) -> Any:
     return in_mode(model, train=False)
 
 
+def _cuda_in_use() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """A known state of torch's random numbers, on CPU and GPUs; restored at the end."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if _cuda_in_use() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

@@ -13,7 +13,8 @@ from bnify.borrow import copy_model
 
 def double(model: nn.Module) -> nn.Module:
     """A float64 copy of a model: parameters, buffers and plain tensor attributes."""
-    copied = copy_model(model).double()
+    # Not model.double(): people give their own methods that name.
+    copied = nn.Module.to(copy_model(model), torch.float64)
     for module in copied.modules():
         for name, value in vars(module).items():
             if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -28,7 +29,7 @@ def widened(value: Any) -> Any:
     return value
 
 
-class StayInFloat64(TorchDispatchMode):
+class StayInFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Casts to other floating-point types, and tensors made in them, are float64.
 
     Without it a ``.float()`` inside the model, usual around norms and softmax, would put float32

@@ -1,14 +1,14 @@
 """The exception tree: every refusal of bnify says what, where, why and the next move.
 
-    BnifyError              exit code 3: found while doing it
-    ├── UsageError          exit code 2: the request itself cannot be right
-    ├── SpecError           a SPEC that cannot be turned into a model
-    ├── WeightsError        a checkpoint that cannot be read or does not fit
-    ├── CaptureError        a forward pass that cannot be recorded
-    ├── PlanError           a plan that cannot be made or applied
-    ├── VerificationError   exit code 1: checked, and failed
-    ├── ExportError         no ONNX file could be written or run
-    └── DeviceError         a device or execution provider that is not there
+BnifyError              exit code 3: found while doing it
+├── UsageError          exit code 2: the request itself cannot be right
+├── SpecError           a SPEC that cannot be turned into a model
+├── WeightsError        a checkpoint that cannot be read or does not fit
+├── CaptureError        a forward pass that cannot be recorded
+├── PlanError           a plan that cannot be made or applied
+├── VerificationError   exit code 1: checked, and failed
+├── ExportError         no ONNX file could be written or run
+└── DeviceError         a device or execution provider that is not there
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def attach(layer: nn.Module, norm: nn.Module) -> None:
 
 def detach(layer: nn.Module) -> nn.Module:
     """Undo :func:`attach`, in place; returns the norm."""
-    norm: nn.Module = layer.norm
+    norm = norm_of(layer)
     del layer.norm
     if nn.utils.parametrize.is_parametrized(layer):
         generated = type(layer)
@@ -214,6 +214,11 @@ def detach(layer: nn.Module) -> nn.Module:
     else:
         layer.__class__ = plain_class(type(layer))
     return norm
+
+
+def norm_of(layer: nn.Module) -> nn.Module:
+    """The norm of a layer that carries one."""
+    return layer.get_submodule("norm")
 
 
 def carries_norm(layer: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +29,13 @@ PER_CHANNEL_KINDS: Final = BATCH_KINDS | {"instance"}
 #: Kinds with a scale and a shift per channel (rms has a scale only).
 AFFINE_KINDS: Final = frozenset(KINDS) - {"batch-noaffine", "auto"}
 
-_BATCH_NORMS: Final[Mapping[int, type[nn.Module]]] = {
+_BATCH_NORMS: Final[Mapping[int, Any]] = {
     2: nn.BatchNorm1d,
     3: nn.BatchNorm1d,
     4: nn.BatchNorm2d,
     5: nn.BatchNorm3d,
 }
-_INSTANCE_NORMS: Final[Mapping[int, type[nn.Module]]] = {
+_INSTANCE_NORMS: Final[Mapping[int, Any]] = {
     3: nn.InstanceNorm1d,
     4: nn.InstanceNorm2d,
     5: nn.InstanceNorm3d,
@@ -93,28 +93,28 @@ def build(edit: Edit, like: Tensor) -> nn.Module:
 
 def _build_one(edit: Edit) -> nn.Module:
     channels, spatial = edit.channels, edit.dims > 2 and not edit.tokens
-    eps = {} if edit.eps is None else {"eps": edit.eps}
-    momentum = {} if edit.momentum is None else {"momentum": edit.momentum}
+    options: dict[str, Any] = {} if edit.eps is None else {"eps": edit.eps}
+    batch = options if edit.momentum is None else {**options, "momentum": edit.momentum}
     match edit.norm:
         case "batch" | "batch-noaffine":
             kind = nn.BatchNorm1d if edit.tokens else _BATCH_NORMS[edit.dims]
             affine = edit.norm == "batch"
-            norm: nn.Module = kind(channels, affine=affine, **eps, **momentum)  # type: ignore[arg-type]
+            norm: nn.Module = kind(channels, affine=affine, **batch)
         case "sync":
-            norm = nn.SyncBatchNorm(channels, **eps, **momentum)
+            norm = nn.SyncBatchNorm(channels, **batch)
         case "group":
             groups = edit.groups or group_count(channels, linear=not spatial)
-            norm = nn.GroupNorm(groups, channels, **eps)
+            norm = nn.GroupNorm(groups, channels, **options)
         case "layer" if spatial:
-            norm = nn.GroupNorm(1, channels, **eps)
+            norm = nn.GroupNorm(1, channels, **options)
         case "layer":
-            return _zeroed(nn.LayerNorm(channels, **eps), edit)
+            return _zeroed(nn.LayerNorm(channels, **options), edit)
         case "rms" if spatial:
             norm = ChannelRMSNorm(channels, eps=edit.eps)
         case "rms":
             return _zeroed(nn.RMSNorm(channels, eps=edit.eps), edit)
         case "instance":
-            norm = _INSTANCE_NORMS[edit.dims](channels, affine=True, **eps)  # type: ignore[arg-type]
+            norm = _INSTANCE_NORMS[edit.dims](channels, affine=True, **options)
         case _:
             raise UsageError(
                 f"unknown norm {edit.norm!r} for {edit.layer}", hint="one of: " + ", ".join(KINDS)

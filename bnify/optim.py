@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bnify.errors import PlanError
+from bnify.layers import norm_of
 from bnify.plan import Plan
 
 
@@ -51,7 +52,7 @@ def extend_optimizer(
     fresh: dict[int, list[nn.Parameter]] = {}
     for edit in plan.edits:
         layer = model.get_submodule(edit.layer)
-        norm: nn.Module = model.get_submodule(edit.carrier).norm
+        norm = norm_of(model.get_submodule(edit.carrier))
         new = set(map(id, norm.parameters()))
         source = next(
             (group_of[id(p)] for p in layer.parameters() if id(p) in group_of and id(p) not in new),

@@ -347,7 +347,7 @@ def _read(kind: type[_Record], item: Any, where: str, index: int) -> _Record:
     for name, f in known.items():
         if name not in item and f.default is MISSING:
             raise PlanError(f"{place} of the plan lacks {name!r}", hint=_PLAN_HINT)
-    values = {n: tuple(v) if isinstance(v, list) else v for n, v in item.items()}
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in item.items()}
     if kind is Skip:
         try:
             values["reason"] = Reason(values["reason"])

@@ -59,8 +59,6 @@ class Realisations:
         """The rewritten recording."""
         captured = self._eval
         if train:
-            captured = record(
-                self.model, self.call, train=True, seed=self._seed, wide=self.wide
-            )
+            captured = record(self.model, self.call, train=True, seed=self._seed, wide=self.wide)
         norms = initial_norms(self.model, self.plan, self._statistics)
         return rewrite_graph(captured, self.plan, norms)

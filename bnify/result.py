@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from bnify.borrow import copy_model, evaluating, seeded
 from bnify.errors import PlanError
-from bnify.layers import CallNorms, ChannelRMSNorm, TokenNorm, carries_norm, detach
+from bnify.layers import CallNorms, ChannelRMSNorm, TokenNorm, carries_norm, detach, norm_of
 from bnify.plan import Plan
 from bnify.structure import Call, outputs_of
 from bnify.verdict import Verification
@@ -87,7 +87,7 @@ class Result:
         plain = copy_model(self.model)
         carriers = [(p, m) for p, m in plain.named_modules() if carries_norm(m)]
         for path, layer in carriers:
-            norm: nn.Module = layer.norm
+            norm = norm_of(layer)
             if isinstance(norm, (TokenNorm, CallNorms, ChannelRMSNorm)):
                 raise PlanError(
                     f"{path or 'the root'} has a {type(norm).__name__}, which torch has no module "

@@ -80,7 +80,7 @@ class Call:
     def tensors(self, model: nn.Module | None = None) -> list[tuple[str, Tensor]]:
         """Every tensor with its name; positional ones are named after ``forward``'s parameters."""
         names = _positional_names(model, len(self.args))
-        found = []
+        found: list[tuple[str, Tensor]] = []
         for name, value in zip(names, self.args, strict=True):
             found.extend(named_tensors(value, name))
         for name, value in self.kwargs.items():
@@ -173,7 +173,7 @@ def _positional_names(model: nn.Module | None, count: int) -> list[str]:
         try:
             parameters = inspect.signature(model.forward).parameters.values()
         except (TypeError, ValueError):
-            parameters = {}.values()  # type: ignore[assignment]
+            return [f"input_{i}" for i in range(count)]
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         names = [parameter.name for parameter in parameters if parameter.kind in kinds]
     return (names + [f"input_{i}" for i in range(len(names), count)])[:count]

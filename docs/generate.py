@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "picture.svg"
 INSERT = ["insert", "mlp.py:MyNetwork", "--input", "32,784", "-o", "out"]
 
+#: Sections of the output that the README leaves to the picture.
+LEFT_OUT = ("Verification", "ONNX", "Inputs tried", "Made with", "Written")
+
 NORMS = {
     "batch": ("after any Linear, Conv or ConvTranspose", "folds away for inference"),
     "batch-noaffine": ("as `batch`, without scale and shift", "folds away"),
@@ -69,9 +72,9 @@ def click_commands() -> dict[str, Any]:
     """The command line's verbs as click sees them, in the order of ``--help``."""
     import typer
 
-    from bnify.cli import app
+    from bnify.cli.run import _application
 
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(_application(["insert"]))
     return {name: group.commands[name] for name in group.list_commands(None)}
 
 
@@ -132,8 +135,16 @@ def run_insert(*, colour: bool) -> str:
 
 
 def insert_output() -> str:
-    """The command and what it prints."""
-    return f"```console\n$ bnify {' '.join(INSERT)}\n{run_insert(colour=False)}\n```"
+    """The command and what it prints, tables of numbers left out; the picture shows all of it."""
+    sections = re.split(r"\n\n(?=\S)", run_insert(colour=False))
+    kept = []
+    for section in sections:
+        if section.splitlines()[0].startswith(LEFT_OUT):
+            kept += ["[…]"] if kept[-1] != "[…]" else []
+        else:
+            kept.append(section)
+    body = "\n\n".join(kept)
+    return f"```console\n$ bnify {' '.join(INSERT)}\n{body}\n```"
 
 
 def before_after() -> str:
@@ -149,8 +160,10 @@ def before_after() -> str:
     torch.manual_seed(0)
     model = MyNetwork()
     after = bnify.insert(model, torch.randn(32, 784), verify=False).model
-    lines = difflib.ndiff(repr(model).splitlines(), repr(after).splitlines())
-    return "```diff\n" + "\n".join(line for line in lines if line[0] != "?") + "\n```"
+    lines = list(
+        difflib.unified_diff(repr(model).splitlines(), repr(after).splitlines(), lineterm="", n=99)
+    )
+    return "```diff\n" + "\n".join(lines[3:]) + "\n```"  # without the names of files
 
 
 def command_reference() -> str:
@@ -190,16 +203,17 @@ SECTIONS: dict[str, Callable[[], str]] = {
 def filled(text: str) -> str:
     """The text with every generated section made anew."""
     for name, make in SECTIONS.items():
-        pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
             raise SystemExit(f"README.md has no section '<!-- generated: {name} -->'")
         body = make()
-        text = pattern.sub(lambda found, body=body: found[1] + body + found[2], text)
+        text = pattern.sub(lambda found, body=body: found[1] + body + "\n" + found[2], text)
     return text
 
 
 def masked(text: str) -> str:
     """The text without what differs between machines: numbers, and the spaces that align them."""
+    text = re.sub(r"\b[0-9a-f]{16,64}\b", "0", text)
     text = re.sub(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", "0", text)
     return re.sub(r"[\s─━-]+", " ", text)
 

@@ -62,8 +62,8 @@ def main() -> None:
 
     # 1. A plain network, trained a little, and its checkpoint: the past that has to fit.
     model = DigitNet()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-    fit(model, optimizer, loader, epochs=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    fit(model, optimizer, loader, epochs=2)
     old_checkpoint = model.state_dict()
     old_checkpoint = {name: value.clone() for name, value in old_checkpoint.items()}
     before = outputs(model, batch)

@@ -104,24 +104,44 @@ class Captured:
         """
         if self.unreplayable:
             raise CaptureError(f"the recording cannot be run again: {self.unreplayable}")
-        graph = graph if graph is not None else self.graph
+        graph, _ = copied(graph if graph is not None else self.graph)
         extra = extra or {}
         root: dict[str, Tensor] = {}
         for node in graph.nodes:
             name = str(node.target)
-            if node.op == "get_attr" and name not in root:
+            if node.op == "get_attr":
+                node.target = attribute_name(name)
+            if node.op == "get_attr" and node.target not in root:
                 if name in extra:
                     source = extra[name]
                 elif name in self.constants:
                     source = self.constants[name]
                 else:
                     source = tensor_at(self.model, name)
-                root[name] = _own_copy(source)
+                root[node.target] = _own_copy(source)
         return fx.GraphModule(root, graph, class_name=type(self.model).__name__)
 
     def replay(self, call: Call | None = None) -> list[Tensor]:
         """Run the recording on its own inputs or on others of the same shapes."""
         return run_graph(self.module(), call or self.call)
+
+
+def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy of a graph, which no GraphModule owns yet, and the copy of each of its nodes."""
+    copy = fx.Graph()
+    twin: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        twin[node] = copy.node_copy(node, lambda source: twin[source])
+    return copy, twin
+
+
+def attribute_name(name: str) -> str:
+    """Where a GraphModule keeps the tensor of this name.
+
+    A model may have children called ``code`` or ``graph``, which a GraphModule has itself.
+    """
+    head, dot, rest = name.partition(".")
+    return f"{head}_{dot}{rest}" if hasattr(fx.GraphModule, head) else name
 
 
 def tensor_at(model: nn.Module, name: str) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from bnify import ops
+
 aten = torch.ops.aten
 
 _LIKE_INPUT = {  # these read a shape from their second argument
@@ -41,17 +43,17 @@ def shapes_to_constants(graph: fx.Graph) -> int:
         target: Any = node.target
         if node.op != "call_function":
             continue
-        if target in _LIKE_INPUT and _shape(node.args[1]) is not None:
+        if target in _LIKE_INPUT and (shape := _shape(node.args[1])) is not None:
             node.target = _LIKE_INPUT[target]
-            node.args = (node.args[0], list(_shape(node.args[1])))
+            node.args = (node.args[0], shape)
         elif target is aten.type_as.default and _shape(node.args[1]) is not None:
             node.target = aten.to.dtype
-            node.args = (node.args[0], node.args[1].meta["dtype"])
-        elif target in _FILLED and _shape(node.args[0]) is not None:
-            source = node.args[0]
+            node.args = (node.args[0], node.all_input_nodes[-1].meta["dtype"])
+        elif target in _FILLED and (shape := _shape(node.args[0])) is not None:
+            source = node.all_input_nodes[0]
             node.target = _FILLED[target]
             node.kwargs = _factory_options(node, source)
-            node.args = (list(_shape(source)), *node.args[1:])
+            node.args = (shape, *node.args[1:])
         elif target in _NEW and isinstance(node.args[0], fx.Node):
             source = node.args[0]
             node.target = _NEW[target]
@@ -63,8 +65,9 @@ def shapes_to_constants(graph: fx.Graph) -> int:
     return rewritten
 
 
-def _shape(node: Any) -> tuple[int, ...] | None:
-    return node.meta.get("shape") if isinstance(node, fx.Node) else None
+def _shape(node: Any) -> list[int] | None:
+    shape = node.meta.get("shape") if isinstance(node, fx.Node) else None
+    return None if shape is None else list(shape)
 
 
 def _factory_options(node: fx.Node, source: fx.Node) -> dict[str, Any]:
@@ -110,6 +113,36 @@ def functionalise(graph: fx.Graph) -> int:
     return rewritten
 
 
+def detach_updates(graph: fx.Graph) -> int:
+    """Keep gradients out of updates of the model's own state.
+
+    Training code updates buffers without gradients (spectral norm's power iteration, moving
+    averages); the recording does not see ``no_grad``. Operators that write to memory of a
+    parameter or buffer, or into ``out=``, read detached values.
+
+    Returns:
+        The number of operators changed.
+    """
+    state = {n.meta["alias"] for n in graph.nodes if n.op == "get_attr"}
+    changed = 0
+    for node in list(graph.nodes):
+        written = node.meta.get("writes", ())
+        if not written or ops.name_of(node) in ops.NORMS:
+            continue
+        if "out" not in node.kwargs and not any(w.meta.get("alias") in state for w in written):
+            continue
+        with graph.inserting_before(node):
+            for source in list(node.all_input_nodes):
+                dtype = source.meta.get("dtype")
+                if dtype is None or not dtype.is_floating_point:
+                    continue
+                detached = graph.call_function(aten.detach.default, (source,))
+                detached.meta.update(source.meta, writes=())
+                node.replace_input_with(source, detached)
+        changed += 1
+    return changed
+
+
 def _functional(node: fx.Node) -> Any:
     """The operator that returns what this one writes in place, if there is one."""
     target: Any = node.target
@@ -118,9 +151,9 @@ def _functional(node: fx.Node) -> Any:
     name = target._schema.name.removeprefix("aten::")
     if not name.endswith("_") or name.endswith("__") or name in ("copy_", "set_", "resize_"):
         return None
-    if node.meta.get("writes") != (node.args[0],) or node.meta.get("shape") is None:
+    source = ops.first(node)
+    if source is None or node.meta.get("writes") != (source,) or node.meta.get("shape") is None:
         return None
-    source = node.args[0]
     if source.meta.get("dtype") != node.meta["dtype"] or source.meta["shape"] != node.meta["shape"]:
         return None
     if name in ("zero_", "fill_", "uniform_", "normal_", "bernoulli_", "detach_"):

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from bnify.borrow import copy_model, fused_attention, in_mode, seeded
 from bnify.capture.captured import Captured
-from bnify.capture.passes import functionalise, shapes_to_constants
+from bnify.capture.passes import detach_updates, functionalise, shapes_to_constants
 from bnify.capture.recorder import Recorder
 from bnify.errors import CaptureError
 from bnify.structure import Call, Inputs, as_call
@@ -78,6 +78,8 @@ def record(
     if clean:
         shapes_to_constants(captured.graph)
         functionalise(captured.graph)
+        if train:
+            detach_updates(captured.graph)
     return captured
 
 
@@ -100,7 +102,9 @@ def _guards(below: bool, *, fake_mode: Any) -> Iterator[None]:
 def _failure(model: nn.Module, error: Exception) -> CaptureError:
     """What forward() raised, with the last frame that is neither torch's nor ours."""
     ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)
+    ]
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     lines = str(error).strip().splitlines()
     first = lines[0] if lines else "no message"
@@ -125,9 +129,12 @@ def _unknown(captured: Captured) -> Iterator[str]:
             yield f"{where} {kinds[escape.how]}: other inputs may take another path"
     if captured.unreplayable:
         yield captured.unreplayable
-    named = [n for n in captured.constants if not n.startswith("_lifted")]
-    if len(named) > 8:
-        yield f"{len(named)} tensors kept outside of parameters and buffers are baked in"
+    kept = [n for n, tensor in captured.constants.items() if tensor.numel() > 1]
+    if kept:
+        yield (
+            f"{len(kept)} tensors that are no parameter or buffer are baked in as constants "
+            "(caches, tables made at the first call)"
+        )
 
 
 # -- fake tensors --------------------------------------------------------------------------------
@@ -147,7 +154,7 @@ def _fake_copy(model: nn.Module) -> nn.Module:
         *model.named_buffers(remove_duplicate=False),
     ):
         if tensor not in tensors:
-            faked = mode.from_tensor(tensor.detach())
+            faked: torch.Tensor = mode.from_tensor(tensor.detach())
             if isinstance(tensor, nn.Parameter):
                 faked = nn.Parameter(faked, requires_grad=tensor.requires_grad)
             tensors[tensor] = faked

@@ -8,7 +8,7 @@ The recorder sits below autograd, where composite operators arrive whole (``aten
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from operator import getitem
 from typing import Any
@@ -35,7 +35,7 @@ _SCALARS = {
 }
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes every operator that runs under it into ``graph``.
 
     Args:
@@ -47,14 +47,14 @@ class Recorder(TorchDispatchMode):
     def __init__(
         self, model: nn.Module, inputs: Sequence[tuple[str, Tensor]], *, wide: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._wide = wide
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
         self.calls: list[ModuleCall] = []
         self.escapes: list[Escape] = []
         self.unreplayable = ""
-        self._nodes = WeakIdKeyDictionary()
+        self._nodes: MutableMapping[Tensor, fx.Node] = WeakIdKeyDictionary()
         self._paths: dict[int, str] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             self._paths.setdefault(id(module), path)
@@ -81,9 +81,7 @@ class Recorder(TorchDispatchMode):
 
     # -- operators -------------------------------------------------------------------------------
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and write it down."""
         kwargs = kwargs or {}
         if self._wide:
@@ -143,7 +141,7 @@ class Recorder(TorchDispatchMode):
         """The node that stands for this tensor: a value, a tensor of the model, or a constant."""
         node = self._nodes.get(tensor)
         if node is not None:
-            return node  # type: ignore[no-any-return]
+            return node
         known = self._owned.get(id(tensor))
         if known is None:
             known = self._same_memory(tensor)
@@ -279,7 +277,7 @@ def _storage(tensor: Tensor) -> int:
 
 def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[fx.Node, ...]:
     """The nodes whose memory the operator writes, from its schema."""
-    written = []
+    written: list[fx.Node] = []
     for index, argument in enumerate(func._schema.arguments):
         info = argument.alias_info
         if info is None or not info.is_write:

@@ -55,7 +55,9 @@ def read_config(folder: Path) -> Config:
     table = data.get("tool", {}).get("bnify", {})
     if not isinstance(table, Mapping):
         raise UsageError("pyproject.toml: tool.bnify is no table", hint="write [tool.bnify]")
-    return Config(**{key: _value(name, value) for name, value in table.items() if (key := _key(name))})
+    return Config(
+        **{key: _value(name, value) for name, value in table.items() if (key := _key(name))}
+    )
 
 
 def _key(name: str) -> str:
@@ -78,6 +80,6 @@ def _value(name: str, value: Any) -> Any:
     if not isinstance(value, wanted) or isinstance(value, bool):
         kind = "a text" if name == "device" else "an integer" if name == "opset" else "a number"
         raise UsageError(f"pyproject.toml: tool.bnify.{name} = {value!r} is not {kind}")
-    if name != "device" and not value >= 0:
+    if isinstance(value, (int, float)) and not value >= 0:
         raise UsageError(f"pyproject.toml: tool.bnify.{name} = {value!r} is below 0")
     return value

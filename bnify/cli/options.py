@@ -89,9 +89,7 @@ TrustGlobal: TypeAlias = Annotated[
 ]
 UnsafePickle: TypeAlias = Annotated[
     bool,
-    typer.Option(
-        "--unsafe-pickle", help="Run whatever the pickle holds.", rich_help_panel=MODEL
-    ),
+    typer.Option("--unsafe-pickle", help="Run whatever the pickle holds.", rich_help_panel=MODEL),
 ]
 Arg: TypeAlias = Annotated[
     Texts,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
@@ -36,6 +35,7 @@ class Session:
         self.color = wants_color(color, terminal=streams.is_terminal(), environment=os.environ)
         self._shown = wants_progress(quiet=quiet, stream=streams.error, environment=os.environ)
         self._said: set[str] = set()
+        self._status: Any = None
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -52,13 +52,7 @@ class Session:
                 warnings.showwarning = before
 
     def _warned(
-        self,
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: Any = None,
-        line: str | None = None,
+        self, message: Warning | str, category: type[Warning], *_where: object, **_more: object
     ) -> None:
         """A warning as one line; those for the authors of libraries only with ``-v``."""
         for_authors = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning)
@@ -92,8 +86,17 @@ class Session:
             return
         from rich.console import Console
 
-        with Console(file=self.streams.error, highlight=False).status(f"{doing} ..."):
-            yield
+        with Console(file=self.streams.error, highlight=False).status(f"{doing} ...") as status:
+            self._status = status
+            try:
+                yield
+            finally:
+                self._status = None
+
+    def doing(self, what: str) -> None:
+        """Show a further word on the step that is being done."""
+        if self._status is not None:
+            self._status.update(f"{what} ...")
 
     def emit(self, result: Any, **about: Any) -> None:
         """Write the report on a result to stdout."""
@@ -109,8 +112,3 @@ class Session:
                 **about,
             )
         )
-
-
-def command_line(arguments: Sequence[str] | None) -> list[str]:
-    """The words after the program's name."""
-    return list(sys.argv[1:] if arguments is None else arguments)

@@ -119,6 +119,8 @@ def export_onnx(
     if dynamic_batch and call.batch is None:
         dynamic_batch = False
         notes.append("no input has a batch axis: the file is static")
+    elif not dynamic_batch and call.batch is not None:
+        notes.append(f"the file takes batches of {call.batch} only")
     with captured_streams() as said, written_file(path, force=force) as folder:
         program = exported(eval_copy, call, dynamic_batch=dynamic_batch, opset=opset)
         plain = folder / "unoptimised" / path.name

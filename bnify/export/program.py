@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bnify.errors import ExportError
 from bnify.structure import Call
-from bnify.verify.program import positional
+from bnify.verify.program import exportable, positional
 from bnify.verify.runners import root_cause
 
 EXTERNAL_ABOVE: Final = 1536 * 1024 * 1024  # bytes; protobuf itself ends at 2 GiB
@@ -72,7 +72,7 @@ def exported(
     try:
         with torch.no_grad():
             program = torch.onnx.export(
-                model,
+                exportable(model, call),
                 positional(call),
                 kwargs=dict(call.clone().kwargs),
                 dynamo=True,

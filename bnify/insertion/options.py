@@ -89,9 +89,7 @@ class InsertOptions:
                 hint="leave drop_bias out, or use norm='batch'",
             )
         if self.drop_bias and self.after_act:
-            raise PlanError(
-                "drop_bias cannot pass an activation", hint="use position='before-act'"
-            )
+            raise PlanError("drop_bias cannot pass an activation", hint="use position='before-act'")
         if self.groups is not None and self.norm not in ("group", "auto"):
             raise PlanError(f"groups is for group norm, not {self.norm!r}", hint="norm='group'")
 

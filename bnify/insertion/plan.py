@@ -52,9 +52,7 @@ def plan_insert(
     skips: list[Skip] = []
     chosen: list[tuple[Candidate, Edit]] = []
     for layer in layers:
-        norm = resolve(
-            options.norm, linear=layer.linear, batch_size=batch_size, world_size=world
-        )
+        norm = resolve(options.norm, linear=layer.linear, batch_size=batch_size, world_size=world)
         context = Context(captured, facts, options, batch_size, norm)
         skip = _refusal(layer, context, selection)
         if skip is not None:
@@ -93,9 +91,7 @@ def _refusal(layer: Candidate, context: Context, selection: Selection) -> Skip |
             continue
         detail = rule(layer, context)
         if detail is not None:
-            return Skip(
-                layer=layer.layer, reason=reason, detail=detail, layer_type=layer.type_name
-            )
+            return Skip(layer=layer.layer, reason=reason, detail=detail, layer_type=layer.type_name)
     return None
 
 
@@ -227,4 +223,3 @@ def _synchronises() -> bool:
     """Whether SyncBatchNorm can run in train mode: torch has it for GPU backends only."""
     ready = distributed.is_available() and distributed.is_initialized()
     return ready and "gloo" not in str(distributed.get_backend())
-

@@ -76,9 +76,7 @@ def frozen(layer: Candidate, context: Context) -> str | None:
 
 def is_frozen(layer: Candidate) -> bool:
     """Whether no parameter of the layer takes a gradient."""
-    return layer.module is not None and not any(
-        p.requires_grad for p in layer.module.parameters()
-    )
+    return layer.module is not None and not any(p.requires_grad for p in layer.module.parameters())
 
 
 def no_batch_axis(layer: Candidate, context: Context) -> str | None:
@@ -205,7 +203,9 @@ def functional_activation(layer: Candidate, context: Context) -> str | None:
     if activation is None or activation_call(context.captured, context.facts, activation):
         return None
     where = activation.meta["module"]
-    return f"{context.facts.name[activation]} runs in {where or type(context.captured.model).__name__}"
+    return (
+        f"{context.facts.name[activation]} runs in {where or type(context.captured.model).__name__}"
+    )
 
 
 Rule = Callable[[Candidate, Context], str | None]

@@ -100,8 +100,11 @@ def candidates(captured: Captured, facts: Facts, train: Captured | None) -> list
         operators = tuple(op for name in own for op in readers.get(name, ()))
         inside = tuple(op for op in operators if op.node.meta["module"] == path)
         owned |= own
-        own_names = {f"{n}.{leaf}" if n else leaf for n in names[id(module)]
-                     for leaf in _weight_leaves(module)}
+        own_names = {
+            f"{n}.{leaf}" if n else leaf
+            for n in names[id(module)]
+            for leaf in _weight_leaves(module)
+        }
         tied = {a for r in roots for a in captured.aliases.get(_first_name(captured, r), ())}
         tied |= {other for r in roots for other in shared.get(r, ())}
         found.append(
@@ -119,8 +122,9 @@ def candidates(captured: Captured, facts: Facts, train: Captured | None) -> list
         )
     found.extend(_functional(captured, facts, modules, owned))
     never = len(facts.nodes)
-    position = {c.layer: min((facts.order[op.node] for op in c.operators), default=never)
-                for c in found}
+    position = {
+        c.layer: min((facts.order[op.node] for op in c.operators), default=never) for c in found
+    }
     return sorted(found, key=lambda c: position[c.layer])
 
 
@@ -197,5 +201,3 @@ def effective_rows(candidate: Candidate, example_batch: int, batch_size: int) ->
         if axis != candidate.axis:
             total *= length
     return total * batch_size // max(example_batch, 1)
-
-

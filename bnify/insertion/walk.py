@@ -11,7 +11,10 @@ _PASSED = ops.VIEWS | ops.DROPOUTS | ops.POOLS
 
 
 def norm_after(facts: Facts, value: fx.Node) -> fx.Node | None:
-    """The norm that follows through views, dropout, pooling and at most one activation."""
+    """The norm that follows through views, dropout, pooling and at most one activation.
+
+    The parts of a mixed convolution, concatenated and then normalized, have one as well.
+    """
     pending = [(value, False)]
     seen = {value}
     while pending:
@@ -23,11 +26,24 @@ def norm_after(facts: Facts, value: fx.Node) -> fx.Node | None:
                 continue
             seen.add(user)
             name = facts.name[user]
-            if name in _PASSED or _statistic(facts, user):
+            if name in _PASSED or _statistic(facts, user) or _one_layer_in_parts(facts, user):
                 pending.append((user, activated))
             elif name in ops.ACTIVATIONS and not activated:
                 pending.append((user, True))
     return None
+
+
+def _one_layer_in_parts(facts: Facts, node: fx.Node) -> bool:
+    """A concat of nothing but layer outputs: a mixed convolution, one layer in several parts."""
+    if facts.name[node] != "cat" or len(ops.sources(node)) < 2:
+        return False
+    for part in ops.sources(node):
+        current: fx.Node | None = part
+        while current is not None and facts.name[current] in ops.VIEWS:
+            current = ops.first(current)
+        if current not in facts.weighted:
+            return False
+    return True
 
 
 def _statistic(facts: Facts, node: fx.Node) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from bnify.plan import Edit, Plan, Skip
@@ -19,7 +20,7 @@ from bnify.report.document import (
 )
 from bnify.report.numbers import count
 from bnify.report.repeats import Row, collapse, without_numbers
-from bnify.report.verdicts import verification_blocks, verdict_of
+from bnify.report.verdicts import verdict_of, verification_blocks
 
 _MANY = 24
 
@@ -39,7 +40,9 @@ def result_document(
     blocks: list[Block] = [Paragraph(_headline(plan, dry_run=dry_run)), *plan_blocks(plan)]
     verification = result.verification
     if verification is not None:
-        blocks += verification_blocks(verification)
+        # Without an edit there is nothing that could drift.
+        shown = verification if plan.edits else replace(verification, drift=())
+        blocks += verification_blocks(shown)
     if export is not None:
         blocks += export_blocks(export)
     blocks += extra

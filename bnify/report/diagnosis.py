@@ -5,56 +5,59 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bnify.report.document import Block, Document, Facts, Items, Mark, Verdict
+from bnify.report.document import Block, Column, Document, Facts, Mark, Table, Verdict
+from bnify.report.numbers import count
 
 
 def doctor_document(found: Mapping[str, Any]) -> Document:
-    """Plain data as a report: values by name, lists as items, ``missing`` last with its cure."""
-    pairs = [
-        (_words(key), _value(value))
-        for key, value in found.items()
-        if not isinstance(value, (Mapping, list, tuple)) or not value
-        if key not in {"missing", "schema", "verb"}
+    """Versions, packages, where things compute, and what is missing with the line that cures it."""
+    blocks: list[Block] = [
+        Facts("Versions", tuple((k, str(found[k])) for k in ("bnify", "python", "platform"))),
+        _packages(found["packages"]),
+        _devices(found["providers"], found["cuda"]),
     ]
-    blocks: list[Block] = [Facts("Found", tuple(pairs))] if pairs else []
-    for key, value in found.items():
-        if key == "missing" or not value:
-            continue
-        if isinstance(value, Mapping):
-            named = tuple((_words(str(k)), _value(v)) for k, v in value.items())
-            blocks.append(Facts(_words(key).capitalize(), named))
-        elif isinstance(value, (list, tuple)):
-            blocks.append(Items(_words(key).capitalize(), tuple(_value(v) for v in value)))
-    missing = found.get("missing") or ()
+    missing = found["missing"]
     if missing:
-        items = missing.items() if isinstance(missing, Mapping) else missing
-        blocks.append(Items("Missing", tuple(_missing(item) for item in items)))
-        blocks.append(Verdict(Mark.UNDECIDED, f"{len(missing)} missing, see above"))
-    else:
-        blocks.append(Verdict(Mark.PASS, "nothing is missing"))
+        rows = tuple((item["name"], item["why"], item["hint"]) for item in missing)
+        columns = (Column("What", short=True), Column("Why"), Column("Try"))
+        blocks.append(Table("Missing", columns, rows))
+    blocks.append(_verdict(found["ok"], missing))
     return Document("bnify doctor", tuple(blocks))
 
 
-def _missing(item: Any) -> str:
-    """One missing thing: a sentence, a pair, or an object with ``name``/``why`` and ``hint``."""
-    if isinstance(item, Mapping):
-        return ": ".join(_value(value) for value in item.values() if value)
-    if isinstance(item, (tuple, list)):
-        return ": ".join(_value(value) for value in item if value)
-    return _value(item)
+def _packages(packages: Mapping[str, Mapping[str, Any]]) -> Table:
+    return Table(
+        "Packages",
+        (Column("Package", short=True), Column("Version"), Column("Needs"), Column("Result")),
+        tuple(
+            (
+                name,
+                package["version"] or "not installed",
+                package["needs"] or "any",
+                "pass" if package["ok"] else "FAIL" if package["required"] else "optional",
+            )
+            for name, package in packages.items()
+        ),
+    )
 
 
-def _words(key: str) -> str:
-    return key.replace("_", " ")
+def _devices(providers: list[str], cuda: Mapping[str, Any]) -> Facts:
+    pairs = [("onnxruntime", ", ".join(providers) or "not there")]
+    names = ("torch", "onnxruntime")
+    pairs += [(f"CUDA in {name}", "yes" if cuda.get(name) else "no") for name in names]
+    if cuda.get("why"):
+        pairs.append(("why", str(cuda["why"])))
+    if cuda.get("devices"):
+        pairs.append(("devices", ", ".join(cuda["devices"])))
+    if cuda.get("precision"):
+        pairs.append(("float32 on CUDA", str(cuda["precision"])))
+    return Facts("Where it computes", tuple(pairs))
 
 
-def _value(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_value(inner)}" for key, inner in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_value(inner) for inner in value)
-    return str(value)
+def _verdict(ok: bool, missing: list[Any]) -> Verdict:
+    optional = count(sum(not item["required"] for item in missing), "optional thing")
+    if not ok:
+        needed = sum(bool(item["required"]) for item in missing)
+        return Verdict(Mark.FAIL, f"{needed} missing that bnify needs, see above")
+    rest = f"; {optional} missing" if missing else ""
+    return Verdict(Mark.PASS, f"everything that bnify needs is there{rest}")

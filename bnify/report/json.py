@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from bnify.errors import BnifyError
@@ -13,9 +12,10 @@ SCHEMA: Final = 1
 def error_data(error: BnifyError, verb: str | None) -> dict[str, Any]:
     """An error; one that holds a result (a failed verification) brings the result's data."""
     data: dict[str, Any] = {"schema": SCHEMA, "verb": verb}
-    result = getattr(error, "result", None)
-    if hasattr(result, "plan") and hasattr(result, "to_dict"):
+    result: Any = getattr(error, "result", None)
+    verification = getattr(result, "verification", None)
+    if hasattr(result, "plan"):
         data |= result.to_dict()
-    elif getattr(result, "verification", None) is not None:
-        data["verification"] = result.verification.to_dict()
+    elif verification is not None:
+        data["verification"] = verification.to_dict()
     return {**data, "error": error.to_dict()}

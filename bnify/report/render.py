@@ -66,9 +66,7 @@ def render(
     """
     form = Format(fmt)
     if form is Format.JSON:
-        return dumps(
-            _data(result, target, files, export, environment, dry_run, dict(shown or {}))
-        )
+        return dumps(_data(result, target, files, export, environment, dry_run, dict(shown or {})))
     document = _document(result, target, files, export, environment, dry_run, shown or {})
     if form is Format.MD:
         return to_markdown(document)

@@ -32,7 +32,7 @@ _ASCII_CHARACTERS: Final = str.maketrans(
     {
         "×": "x", "–": "-", "—": "-", "…": "...", "‖": "||", "≤": "<=", "≥": ">=", "√": "sqrt",
         "−": "-", "·": "*", "→": "->", "←": "<-", "γ": "gamma", "β": "beta", "ε": "eps",
-        "σ": "sigma", "μ": "mu", "²": "^2", "₂": "2", "’": "'", "“": '"', "”": '"', "\u00a0": " ",
+        "σ": "sigma", "μ": "mu", "²": "^2", "₂": "2", "\u2019": "'", "\u00a0": " ",
     }
 )  # fmt: skip
 _MARK_STYLES: Final = {
@@ -71,7 +71,8 @@ def to_terminal(document: Document, *, width: int, color: bool, encoding: str) -
     for block in document.blocks:
         console.print()
         for part in _parts(block, ascii_only):
-            console.print(part)
+            # Code keeps its lines: it is there to be copied.
+            console.print(part, soft_wrap=isinstance(block, Code))
     text = out.getvalue()
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
@@ -116,7 +117,7 @@ def _parts(block: Block, ascii_only: bool) -> list[RenderableType]:
                 grid.add_row(_plain(name, ascii_only), _plain(value, ascii_only))
             return [_heading(title, ascii_only), Padding(grid, (0, 0, 0, 2))]
         case Code(title, _, text):
-            return [_heading(title, ascii_only), Text(_plain(text, ascii_only), no_wrap=False)]
+            return [_heading(title, ascii_only), Text(_plain(text, ascii_only))]
         case Table():
             return [_heading(block.title, ascii_only), _table(block, ascii_only)]
 

@@ -25,9 +25,7 @@ def verdict_of(verification: Verification | None) -> Verdict:
     return Verdict(mark, ", ".join(numbers))
 
 
-def verification_blocks(
-    verification: Verification, *, title: str = "Verification"
-) -> list[Block]:
+def verification_blocks(verification: Verification, *, title: str = "Verification") -> list[Block]:
     """Checks, outputs, train-mode drift and the inputs that were tried."""
     blocks: list[Block] = []
     if verification.checks:

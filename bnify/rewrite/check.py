@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import fx, nn
 
 from bnify.capture import Captured
 from bnify.errors import PlanError
@@ -32,7 +32,7 @@ def check_edits(captured: Captured, plan: Plan) -> None:
     Raises:
         PlanError: The first edit that does not fit.
     """
-    outputs = {}
+    outputs: dict[str, tuple[fx.Node, ...]] = {}
     counts: dict[str, int] = {}
     for call in captured.calls:
         outputs.setdefault(call.path, call.outputs)
@@ -51,7 +51,7 @@ def check_edits(captured: Captured, plan: Plan) -> None:
 
 
 def _problem(
-    captured: Captured, edit: Edit, outputs: dict[str, tuple], counts: dict[str, int]
+    captured: Captured, edit: Edit, outputs: dict[str, tuple[fx.Node, ...]], counts: dict[str, int]
 ) -> str | None:
     at = edit.carrier
     if edit.kind != "insert-after":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bnify import ops
-from bnify.capture import Captured, ModuleCall
+from bnify.capture import Captured, ModuleCall, copied
 from bnify.errors import PlanError
 from bnify.norms import effective_eps, group_count
 from bnify.plan import Edit, Plan
@@ -21,9 +21,7 @@ from bnify.plan import Edit, Plan
 aten = torch.ops.aten
 
 
-def rewrite_graph(
-    captured: Captured, plan: Plan, norms: Mapping[str, nn.Module]
-) -> fx.GraphModule:
+def rewrite_graph(captured: Captured, plan: Plan, norms: Mapping[str, nn.Module]) -> fx.GraphModule:
     """The recording with the plan's norms in it, as a GraphModule on its own tensors.
 
     Args:
@@ -53,18 +51,11 @@ def rewrite_graph(
             if edit.tokens and edit.norm not in ("layer", "rms"):
                 prefix += ".inner"
             insert_norm(graph, twin[call.outputs[0]], edit, prefix, train=captured.train)
-    graph.eliminate_dead_code()
+    if not captured.train:  # a dead dropout still draws random numbers
+        graph.eliminate_dead_code()
     module = captured.module(graph, extra=tensors)
     module.graph.lint()
     return module
-
-
-def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    """A copy of a graph and the copy of each of its nodes."""
-    copy, twin = fx.Graph(), {}
-    for node in graph.nodes:
-        twin[node] = copy.node_copy(node, lambda source: twin[source])
-    return copy, twin
 
 
 def insert_norm(
@@ -100,7 +91,8 @@ def insert_norm(
             rows = op(aten.reshape.default, value, [-1, edit.channels])
         result = _operators(op, tensor, rows, edit, shape, train)
         if flat:
-            result = op(aten.view.default, result, list(shape))
+            result = op(aten.view.default, result, [-1, *shape[1:]])
+    result.meta["norm_of"] = edit.carrier
     value.replace_all_uses_with(result, delete_user_cb=lambda user: user not in own)
     return result
 
@@ -130,17 +122,13 @@ def _operators(
             weight, bias = tensor("weight"), tensor("bias")
             node = op(aten.group_norm.default, x, groups, weight, bias, eps, cudnn)
         case "layer" if spatial:
-            node = op(
-                aten.group_norm.default, x, 1, tensor("weight"), tensor("bias"), eps, cudnn
-            )
+            node = op(aten.group_norm.default, x, 1, tensor("weight"), tensor("bias"), eps, cudnn)
         case "layer":
             weight, bias = tensor("weight"), tensor("bias")
             node = op(aten.layer_norm.default, x, [channels], weight, bias, eps, cudnn)
         case "rms" if spatial:
             normed = op(aten.rms_norm.default, x, list(shape[1:]), None, edit.eps)
-            scale = op(
-                aten.view.default, tensor("weight"), [channels] + [1] * (len(shape) - 2)
-            )
+            scale = op(aten.view.default, tensor("weight"), [channels] + [1] * (len(shape) - 2))
             node = op(aten.mul.Tensor, normed, scale)
         case "rms":
             node = op(aten.rms_norm.default, x, [channels], tensor("weight"), edit.eps)

@@ -28,8 +28,8 @@ def rewrite_tree(model: nn.Module, plan: Plan, norms: Mapping[str, nn.Module]) -
 
 def _drop_bias(layer: nn.Module) -> None:
     """The running mean has taken the bias; it is remembered so that old checkpoints load."""
-    bias: nn.Parameter = layer.bias
-    layer.bias = None
+    bias = layer.get_parameter("bias")
+    layer.register_parameter("bias", None)
     layer.register_buffer("dropped_bias", bias.detach().clone(), persistent=False)
 
 

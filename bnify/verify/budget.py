@@ -114,7 +114,7 @@ def judge(
         first_divergent=first,
         checks=tuple(checks),
         inputs=tuple(case.label for case in cases),
-        notes=(*measured.notes, *notes),
+        notes=(*notes, *measured.notes),
     )
 
 

@@ -23,6 +23,7 @@ class Origin(StrEnum):
 
     GIVEN = "given"
     REDRAWN = "redrawn"
+    ZEROS = "zeros"
     RESIZED = "resized"
 
 
@@ -33,7 +34,7 @@ class Case:
     Attributes:
         label: ``"example"``, ``"normal x10 (seed 2)"``, ``"batch 5 (seed 1)"``, ``"data 0"``.
         call: The input.
-        origin: Given by the user, redrawn, or redrawn at another batch size.
+        origin: Given by the user, redrawn, zeros, or redrawn at another batch size.
         reference: The reference's own outputs, in its own precision.
         truth: Its outputs in float64; None where float64 is impossible.
     """
@@ -159,7 +160,7 @@ def _inputs(
         for i, batch in enumerate(islice(data, batches)):
             yield f"data {i}", match_batch(batch, call, model), Origin.GIVEN
     size = call.batch
-    if not other_batches or size is None:
+    if not other_batches or size is None or getattr(reference, "static_batch", None) is not None:
         return
     seed = seeds[0] if seeds else 0
     for other in [n for n in OTHER_BATCHES if n != size][:2]:
@@ -173,18 +174,16 @@ def _inputs(
 
 def _redrawn(call: Call, seeds: Sequence[int]) -> Iterator[tuple[str, Call, Origin]]:
     floats = any(tensor.is_floating_point() for _, tensor in call.tensors())
-    if _same(call, call.redrawn(0)):
+    if _same(call.redrawn(0), call.redrawn(1)):
         return  # nothing but masks: there is nothing to redraw
+    drawn = Origin.REDRAWN
     for seed in seeds:
-        yield f"{'normal' if floats else 'integers'} (seed {seed})", call.redrawn(seed), _R
+        yield f"{'normal' if floats else 'integers'} (seed {seed})", call.redrawn(seed), drawn
         if floats:
-            yield f"normal x10 (seed {seed})", call.redrawn(seed, 10.0), _R
+            yield f"normal x10 (seed {seed})", call.redrawn(seed, 10.0), drawn
     if floats:
         zeros = call.map(lambda t: torch.zeros_like(t) if t.is_floating_point() else t)
-        yield "zeros", zeros, _R
-
-
-_R: Final = Origin.REDRAWN
+        yield "zeros", zeros, Origin.ZEROS
 
 
 def _same(one: Call, other: Call) -> bool:

@@ -7,7 +7,7 @@ assumed: the batch in another order, other kernels, another memory layout, an un
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -88,8 +88,14 @@ def _reversed(reference: Runner, call: Call, size: int) -> Outputs:
 
 
 def _without_onednn(reference: TorchRunner, call: Call) -> Outputs:
-    with torch.backends.mkldnn.flags(enabled=False):
+    # Not mkldnn.flags(): it resets the precision settings too, and warns about Intel GPUs.
+    onednn: Any = torch.backends.mkldnn
+    before = onednn.enabled
+    try:
+        onednn.enabled = False
         return reference.run(call)
+    finally:
+        onednn.enabled = before
 
 
 def _channels_last(reference: TorchRunner, call: Call) -> Outputs:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from bnify.borrow import copy_model
+from bnify.borrow import copy_model, seeded
 from bnify.quiet import captured_streams
-from bnify.structure import Call
+from bnify.structure import Call, outputs_of
 from bnify.verify.runners import in_float64
 
 
@@ -22,10 +24,9 @@ def exported_program(model: nn.Module, call: Call) -> ExportedProgram:
     Raises:
         Exception: Whatever the exporter raises; callers stand at the boundary.
     """
-    copy = copy_model(model).eval().to("cpu")
     with captured_streams(), torch.no_grad():
         program = torch.onnx.export(
-            copy,
+            exportable(model, call),
             positional(call),
             kwargs=dict(call.clone().kwargs),
             dynamo=True,
@@ -35,6 +36,28 @@ def exported_program(model: nn.Module, call: Call) -> ExportedProgram:
     if program is None or program.exported_program is None:
         raise RuntimeError("the exporter kept no program")
     return program.exported_program
+
+
+def exportable(model: nn.Module, call: Call) -> nn.Module:
+    """A copy in eval mode on the CPU that the exporter takes.
+
+    Where the model returns types that the exporter does not know (a plain dataclass), or values
+    that are no tensors, the copy returns its tensors as a list, in the order of ``outputs_of``.
+    Such a copy must not be copied again: its forward is its own.
+    """
+    copied = nn.Module.to(copy_model(model).eval(), "cpu")
+    with torch.no_grad(), seeded(0):
+        leaves = pytree.tree_leaves(call.clone()(copied))
+    if all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves):
+        return copied
+    forward = copied.forward
+
+    @functools.wraps(forward)
+    def flat(*args: Any, **kwargs: Any) -> list[Tensor]:
+        return [tensor for _, tensor in outputs_of(forward(*args, **kwargs))]
+
+    copied.forward = flat
+    return copied
 
 
 def positional(call: Call) -> tuple[Any, ...]:

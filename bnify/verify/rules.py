@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from torch import Tensor
 
 from bnify.verdict import OutputVerdict
-from bnify.verify.cases import Case, is_finite
+from bnify.verify.cases import Case, Origin, is_finite
 from bnify.verify.measures import (
     UNCOMPARABLE,
     Distance,
@@ -94,7 +94,9 @@ class ErrorBudget:
         said = "" if passed else f"{ratio:.3g}x the reference's own float32 error (limit {k:g}x)"
         if passed and own * k >= 1:
             said = f"its own float32 error of {own:.1e} is too large to decide anything"
-        return Ruling(_verdict(name, far, ratio, passed, said), decided=own * k < 1)
+        # Zeros are worth trying, but on them weights do not take part: they clear nobody.
+        decided = own * k < 1 and case.origin is not Origin.ZEROS
+        return Ruling(_verdict(name, far, ratio, passed, said), decided)
 
 
 class NoiseFloor:
@@ -167,7 +169,8 @@ def worst(name: str, rulings: Sequence[tuple[str, Ruling]]) -> OutputVerdict:
     decided = any(ruling.decided for _, ruling in rulings)
     said = next((f"on {label}: {ruling.verdict.detail}" for label, ruling in failed), "")
     if not said and not decided:
-        said = f"ill-conditioned on every input: {verdicts[-1].detail}" if verdicts else "no input"
+        why = next((verdict.detail for verdict in verdicts if verdict.detail), "")
+        said = f"ill-conditioned on every input: {why}"
     elif not said:
         # Where there was a budget there is nothing to add; the stand-ins say how they judged.
         said = verdicts[-1].detail if verdicts[-1].budget_ratio is None else ""

@@ -34,6 +34,7 @@ _DTYPES: Final = {
     "tensor(uint8)": torch.uint8,
     "tensor(bool)": torch.bool,
 }
+_CODE: Final = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _ONNX_BFLOAT16: Final = 16  # TensorProto.BFLOAT16
 
@@ -71,7 +72,8 @@ class TorchRunner:
         self.where = devices.resolve(device)
         self.dtype = dtype
         copied = double(model) if dtype == torch.float64 else copy_model(model)
-        self.model = copied.eval().to(device=self.where, dtype=dtype)
+        # Not self.model.to(): people give their own methods that name.
+        self.model = nn.Module.to(copied.eval(), device=self.where, dtype=dtype)
 
     @property
     def device(self) -> str:
@@ -246,12 +248,12 @@ def first_line(error: BaseException) -> str:
     """The first line of an exception's message, without colours and error codes."""
     if isinstance(error, BnifyError):
         return error.message
-    text = _COLOUR.sub("", str(error)).removeprefix("[ONNXRuntimeError] : ")
+    text = _CODE.sub("", _COLOUR.sub("", str(error)))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     # "Found the following conflicts:" says nothing without the line after it.
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return " ".join(lines[: 2 if lines[0].endswith((":", "following indices")) else 1])
 
 
 def root_cause(error: BaseException) -> str:

@@ -166,7 +166,7 @@ class Root(nn.Module):
 
 
 def test_redrawn_inputs_the_original_cannot_take_are_dropped_and_reported() -> None:
-    verdict = verify_budget(Root(), Root(), as_call(torch.rand(2, 3) + 1))
+    verdict = verify_budget(Root(), Root(), as_call(torch.rand(2, 30) + 1))
     assert verdict.passed
     assert verdict.inputs == ("example", "zeros")
     assert "dropped normal (seed 1): the reference's outputs are not finite" in verdict.notes
@@ -201,7 +201,8 @@ def test_integers_are_redrawn_in_their_range_and_masks_kept() -> None:
             return self.embed(ids) * mask[..., None]
 
     call = Call((torch.randint(0, 7, (3, 5)), torch.ones(3, 5, dtype=torch.bool)))
-    verdict = verify_budget(Tokens(), Tokens(), call)
+    tokens = Tokens()
+    verdict = verify_budget(tokens, tokens, call)
     assert verdict.passed
     assert verdict.inputs[:3] == ("example", "integers (seed 1)", "integers (seed 2)")
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
 
 from bnify.atomic import OutputError
 from bnify.errors import WeightsError
@@ -67,7 +66,7 @@ def state_of(model: nn.Module) -> State:
 
 
 def _check_storable(name: str, tensor: Tensor) -> None:
-    if isinstance(tensor, UninitializedTensorMixin):
+    if nn.parameter.is_lazy(tensor):
         what = "is lazy and has no shape yet"
     elif tensor.is_meta:
         what = "is on the meta device and has no values"
@@ -101,10 +100,15 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     try:
+        path.touch()  # with the user's own permissions: safetensors would make it private
+        mode = path.stat().st_mode
         save_file(dict(tensors), path, metadata={"format": "pt"})
+        path.chmod(mode)
     except (SafetensorError, KeyError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise OutputError(f"cannot write {path.name}: {reason}", hint="is the disk full?") from error
+        raise OutputError(
+            f"cannot write {path.name}: {reason}", hint="is the disk full?"
+        ) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -119,7 +123,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}", hint="write the folder again") from error
+        raise WeightsError(
+            f"{path} cannot be read: {error}", hint="write the folder again"
+        ) from error
 
 
 def restore(model: nn.Module, state: State, *, where: str) -> None:

@@ -1,0 +1,198 @@
+"""Writing a saved folder: everything beside its place first, then all of it at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import nn
+
+from bnify.atomic import write_text, written_folder
+from bnify.environment import environment, file_sha256
+from bnify.errors import ExportError, VerificationError
+from bnify.plan import Plan
+from bnify.saved.folder import ONNX, OURS, RECIPE, REPORT, SCHEMA, WEIGHTS
+from bnify.saved.state import state_of, write_tensors
+from bnify.strict_json import dumps
+from bnify.structure import Call
+from bnify.verdict import Verification
+
+if TYPE_CHECKING:
+    from bnify.export import Export
+
+
+class Savable(Protocol):
+    """What a result must have to be saved."""
+
+    model: nn.Module
+    plan: Plan
+    verification: Verification | None
+    source: Mapping[str, Any]
+    files: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON-ready data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What :func:`write` wrote.
+
+    Attributes:
+        directory: The folder.
+        files: Path of each file, by what it is: ``weights``, ``recipe``, ``onnx``, ``report``.
+        report: The content of ``report.json``.
+        export: The exported file's facts; None without one.
+    """
+
+    directory: Path
+    files: dict[str, str]
+    report: dict[str, Any]
+    export: Export | None = None
+
+
+def save(result: Savable, directory: str | Path, *, onnx: bool = True, force: bool = False) -> Path:
+    """Write the four files and note them in ``result.files``; raises as :func:`write`."""
+    return write(result, directory, onnx=onnx, force=force).directory
+
+
+def write(
+    result: Savable,
+    directory: str | Path,
+    *,
+    onnx: bool = True,
+    force: bool = False,
+    call: Call | None = None,
+    device: str = "cpu",
+    seed: int | None = None,
+) -> Saved:
+    """Write the four files beside ``directory`` and put them in place together.
+
+    Args:
+        result: What ``insert`` or ``apply`` gave.
+        directory: The folder to write; an existing one is refused without ``force``.
+        onnx: Export ``model.onnx`` too.
+        force: Replace a folder that holds nothing but files of bnify.
+        call: Inputs to export with; None draws them from the plan.
+        device: Where the exported file is checked.
+        seed: Noted in the report.
+
+    Raises:
+        UsageError: The folder exists, or holds files that bnify did not write.
+        ExportError: The export failed; nothing is written.
+        VerificationError: The exported file does not compute what the model computes.
+        OutputError: The disk is full or read-only.
+    """
+    target = Path(directory)
+    with written_folder(target, force=force, ours=OURS) as folder:
+        state = state_of(result.model)
+        write_tensors(state.tensors, folder / WEIGHTS)
+        hashes = {
+            "model": result.plan.fingerprint.digest,
+            "weights": file_sha256(folder / WEIGHTS),
+        }
+        export = _export(result, folder / ONNX, call, device) if onnx else None
+        if export is not None:
+            hashes["onnx"] = file_sha256(folder / ONNX)
+        if result.source.get("checkpoint"):
+            hashes["checkpoint"] = result.source["checkpoint"]["sha256"]
+        made = environment(device=device, seed=seed)
+        verdict = result.verification
+        recipe = {
+            "schema": SCHEMA,
+            "spec": _portable(result.source, target),
+            "plan": result.plan.to_dict(),
+            "verified": None if verdict is None else verdict.passed,
+            "aliases": state.aliases,
+            "extra": state.extra,
+            "versions": made["versions"],
+            "hashes": hashes,
+        }
+        names = {"weights": WEIGHTS, "recipe": RECIPE, "report": REPORT}
+        if export is not None:
+            names["onnx"] = ONNX
+        report = {
+            **result.to_dict(),
+            "export": None if export is None else export_facts(export),
+            "files": names,
+            "environment": {**made, "hashes": hashes},
+        }
+        write_text(folder / RECIPE, dumps(recipe))
+        write_text(folder / REPORT, dumps(report))
+    files = {kind: str(target / name) for kind, name in names.items()}
+    if export is not None:  # it was made in the folder that has been renamed since
+        export = replace(export, path=target / ONNX)
+    result.files.update(files)
+    return Saved(directory=target, files=files, report={**report, "files": files}, export=export)
+
+
+def _export(result: Savable, path: Path, call: Call | None, device: str) -> Export:
+    """The ONNX file of an eval copy, checked against it."""
+    from bnify.borrow import copy_model
+    from bnify.export import export_onnx
+    from bnify.structure import draw
+
+    inputs = call if call is not None else draw(result.plan.call, result.plan.inputs)
+    try:
+        export = export_onnx(copy_model(result.model).eval(), inputs, path, device=device)
+    except ExportError as error:
+        without = "leave the ONNX file out with --no-onnx (onnx=False)"
+        hint = f"{error.hint}; or {without}" if error.hint else without
+        raise ExportError(error.message, hint=hint) from error
+    if export.verification is not None and not export.verification.passed:
+        raise VerificationError(
+            "the exported ONNX file does not compute what the model computes; nothing was written",
+            hint="leave the file out with --no-onnx, and report the model",
+            result=export,
+        )
+    return export
+
+
+def export_facts(export: Export) -> dict[str, Any]:
+    """The facts of an exported file as JSON-ready data."""
+    verification = export.verification
+    return {
+        "opset": export.opset,
+        "norms_before": export.norms_before,
+        "norms_after": export.norms_after,
+        "verification": None if verification is None else verification.to_dict(),
+        "notes": list(export.notes),
+    }
+
+
+def _portable(source: Mapping[str, Any], target: Path) -> dict[str, Any] | None:
+    """The SPEC with its path relative to the folder: the two can be moved together.
+
+    None for a live model, whose origin nobody knows.
+    """
+    if not source:
+        return None
+    spec = dict(source)
+    if not spec.get("path"):
+        return spec
+    path = Path(spec["path"]).resolve()
+    try:
+        relative = Path(os.path.relpath(path, os.path.realpath(target))).as_posix()
+    except ValueError:  # another drive on Windows: only the name can be found again
+        relative = path.name
+    spec["path"] = relative
+    if Path(spec["target"].rpartition(":")[0] or spec["target"]).is_absolute():
+        spec["target"] = ":".join(part for part in (path.name, spec.get("attribute")) if part)
+    return spec
+
+
+def source_of(source: Any, *, arguments: Mapping[str, Any], pretrained: bool) -> dict[str, Any]:
+    """Where a model came from, for ``Result.source``, told from its ``ModelSource``."""
+    is_file = str(source.kind) in {"file", "folder"}
+    return {
+        "target": source.spec,
+        "kind": str(source.kind),
+        "path": str(source.file) if is_file and source.file else None,
+        "attribute": source.spec.rpartition(":")[2] if is_file else None,
+        "sha256": source.sha256,
+        "arguments": dict(arguments),
+        "pretrained": pretrained,
+    }

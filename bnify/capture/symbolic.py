@@ -106,7 +106,7 @@ class _Line:
         self.size, self.other, self.twin = size, other, twin
 
     def of(self, mine: int, theirs: int) -> tuple[int, int] | None:
-        """q and r with q·B + r for both batch sizes, or None."""
+        """Slope and offset q, r with q·B + r for both batch sizes, or None."""
         q, rest = divmod(theirs - mine, self.other - self.size)
         return None if rest else (q, mine - q * self.size)
 

@@ -120,7 +120,7 @@ def candidates(captured: Captured, facts: Facts, train: Captured | None) -> list
                 tied=tuple(sorted(tied - own_names)),
             )
         )
-    found.extend(_functional(captured, facts, modules, owned))
+    found.extend(_functional(captured.model, facts, modules, owned))
     never = len(facts.nodes)
     position = {
         c.layer: min((facts.order[op.node] for op in c.operators), default=never) for c in found
@@ -164,18 +164,22 @@ def _shared_memory(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _functional(
-    captured: Captured, facts: Facts, modules: dict[str, nn.Module], owned: set[str]
+    model: nn.Module, facts: Facts, modules: dict[str, nn.Module], owned: set[str]
 ) -> Iterator[Candidate]:
-    """Weights that no Linear or Conv owns: recurrent modules, and functional calls."""
+    """Weights that no Linear or Conv owns: recurrent modules, and functional calls.
+
+    A fixed filter (a buffer, as in blur pooling) is no layer.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     seen: set[str] = set()
     for op in facts.weighted.values():
         name, root = facts.name[op.node], op.roots[0]
+        if root not in parameters or any(r in owned for r in op.roots):
+            continue
         owner = root.rpartition(".")[0]
         recurrent = isinstance(modules.get(owner), (nn.RNNBase, nn.RNNCellBase))
         layer = owner if recurrent else root
-        if root in owned or layer in seen or not (recurrent or name.startswith(("linear", "conv"))):
-            continue
-        if "parametrizations" in root.split("."):
+        if layer in seen or not (recurrent or name.startswith(("linear", "conv"))):
             continue
         seen.add(layer)
         module = modules.get(owner) if recurrent else None

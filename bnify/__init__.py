@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         VerificationError,
         WeightsError,
     )
-    from bnify.export import Export
+    from bnify.exporting import Export
     from bnify.optim import param_groups
     from bnify.plan import Edit, Plan, Reason, Skip
     from bnify.result import Result
@@ -38,7 +38,7 @@ _HOME = {
     "CaptureError": "errors",
     "DeviceError": "errors",
     "Edit": "plan",
-    "Export": "export",
+    "Export": "exporting",
     "ExportError": "errors",
     "Plan": "plan",
     "PlanError": "errors",

@@ -31,10 +31,10 @@ from bnify.rewrite import (
 )
 from bnify.structure import Call, Inputs, as_call, draw, match_batch
 from bnify.verdict import Verification
-from bnify.verify.insertion import verify_insertion
+from bnify.verification.insertion import verify_insertion
 
 if TYPE_CHECKING:
-    from bnify.export import Export
+    from bnify.exporting import Export
 
 #: Batch size for the drift report when the example has batch 1, if it is not too large.
 _MOST_VALUES = 4_000_000
@@ -205,8 +205,8 @@ def export(
     optimize: bool = True,
     **options: Any,
 ) -> Export:
-    """Write a model as ONNX and verify the file against it; see ``bnify.export.export_onnx``."""
-    from bnify.export import export_onnx
+    """Write a model as ONNX and verify the file against it; see ``bnify.exporting.export_onnx``."""
+    from bnify.exporting import export_onnx
 
     return export_onnx(
         model,
@@ -230,9 +230,9 @@ def verify(
     """Judge ``candidate`` against ``reference`` by error budget.
 
     Either side is a model, a folder written by bnify, or a path to an ONNX file; see
-    ``bnify.verify.budget.verify_budget``.
+    ``bnify.verification.budget.verify_budget``.
     """
-    from bnify.verify.budget import verify_budget
+    from bnify.verification.budget import verify_budget
 
     return verify_budget(
         _side(reference), _side(candidate), as_call(inputs), device=device, k=k, **options

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import bnify.export.checked as checked
+import bnify.exporting.checked as checked
 from bnify.errors import BnifyError, DeviceError, ExportError, UsageError, VerificationError
-from bnify.export import export_onnx, refuse_train_mode
+from bnify.exporting import export_onnx, refuse_train_mode
 from laws import hostile_
 
 
@@ -330,7 +330,7 @@ def test_cuda_is_asked_for_before_anything_is_done(net: nn.Module, tmp_path: Pat
 def test_norms_in_functions_and_subgraphs_are_counted(tmp_path: Path) -> None:
     from onnxscript import ir
 
-    from bnify.export import count_norms
+    from bnify.exporting import count_norms
 
     text = """<ir_version: 9, opset_import: ["" : 20, "own" : 1]>
     g (float[N,4] x, bool c, float[4] w) => (float[N,4] y) {

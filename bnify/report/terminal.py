@@ -32,7 +32,8 @@ _ASCII_CHARACTERS: Final = str.maketrans(
     {
         "×": "x", "–": "-", "—": "-", "…": "...", "‖": "||", "≤": "<=", "≥": ">=", "√": "sqrt",
         "−": "-", "·": "*", "→": "->", "←": "<-", "γ": "gamma", "β": "beta", "ε": "eps",
-        "σ": "sigma", "μ": "mu", "²": "^2", "₂": "2", "\u2019": "'", "\u00a0": " ",
+        "σ": "sigma", "μ": "mu", "²": "^2", "₂": "2", "\u2018": "'", "\u2019": "'",
+        "\u201c": '"', "\u201d": '"', "\u00a0": " ",
     }
 )  # fmt: skip
 _MARK_STYLES: Final = {
@@ -70,7 +71,7 @@ def to_terminal(document: Document, *, width: int, color: bool, encoding: str) -
     console.print(Text(_plain(document.title, ascii_only), style="bold"))
     for block in document.blocks:
         console.print()
-        for part in _parts(block, ascii_only):
+        for part in _parts(block, ascii_only, width):
             # Code keeps its lines: it is there to be copied.
             console.print(part, soft_wrap=isinstance(block, Code))
     text = out.getvalue()
@@ -98,7 +99,7 @@ def _plain(text: str, ascii_only: bool) -> str:
     return text.translate(_ASCII_CHARACTERS).replace("�", "?") if ascii_only else text
 
 
-def _parts(block: Block, ascii_only: bool) -> list[RenderableType]:
+def _parts(block: Block, ascii_only: bool, width: int) -> list[RenderableType]:
     match block:
         case Paragraph(text):
             return [Text(_plain(text, ascii_only))]
@@ -119,7 +120,9 @@ def _parts(block: Block, ascii_only: bool) -> list[RenderableType]:
         case Code(title, _, text):
             return [_heading(title, ascii_only), Text(_plain(text, ascii_only))]
         case Table():
-            return [_heading(block.title, ascii_only), _table(block, ascii_only)]
+            fits = _least_width(block) <= width
+            body = _table(block, ascii_only) if fits else _stacked(block, ascii_only)
+            return [_heading(block.title, ascii_only), body]
 
 
 def _heading(title: str, ascii_only: bool) -> Text:
@@ -134,6 +137,10 @@ def _item(text: str) -> RenderableType:
     return Padding(grid, (0, 0, 0, 2))
 
 
+_GAP: Final = 3
+_WRAPPED: Final = 10
+
+
 def _table(table: Table, ascii_only: bool) -> RichTable:
     drawn = RichTable(
         box=_ASCII_LINES if ascii_only else box.SIMPLE_HEAD,
@@ -142,14 +149,14 @@ def _table(table: Table, ascii_only: bool) -> RichTable:
         show_edge=False,
         header_style="bold",
     )
-    for column in table.columns:
+    for column, least in zip(table.columns, _least_widths(table), strict=True):
         fixed = column.numeric or column.short
         drawn.add_column(
             _plain(column.name, ascii_only),
             justify="right" if column.numeric else "left",
             no_wrap=fixed,
             overflow="fold",
-            min_width=None if fixed else min(10, _widest(table, column.name)),
+            min_width=least,
         )
     for row in table.rows:
         cells = [_plain(cell, ascii_only) for cell in row]
@@ -157,6 +164,30 @@ def _table(table: Table, ascii_only: bool) -> RichTable:
     return drawn
 
 
-def _widest(table: Table, name: str) -> int:
-    index = next(i for i, column in enumerate(table.columns) if column.name == name)
-    return max(len(name), *(len(row[index]) for row in table.rows))
+def _least_widths(table: Table) -> list[int]:
+    """The least columns can be without losing anything: text wraps, numbers and words do not."""
+    widths = []
+    for index, column in enumerate(table.columns):
+        widest = max(len(column.name), *(len(row[index]) for row in table.rows))
+        fixed = column.numeric or column.short
+        widths.append(widest if fixed else min(widest, _WRAPPED))
+    return widths
+
+
+def _least_width(table: Table) -> int:
+    widths = _least_widths(table)
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
+def _stacked(table: Table, ascii_only: bool) -> RenderableType:
+    """A table that is too wide for the terminal, as one paragraph a row."""
+    lines = Text()
+    for row in table.rows:
+        filled = [
+            f"{column.name}: {cell}" if column.name else cell
+            for column, cell in zip(table.columns, row, strict=True)
+            if cell
+        ]
+        lines.append(_plain("\n    ".join(["  " + filled[0], *filled[1:]]) + "\n", ascii_only))
+    lines.rstrip()
+    return lines

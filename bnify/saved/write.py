@@ -21,7 +21,7 @@ from bnify.structure import Call
 from bnify.verdict import Verification
 
 if TYPE_CHECKING:
-    from bnify.export import Export
+    from bnify.exporting import Export
 
 
 class Savable(Protocol):
@@ -132,7 +132,7 @@ def write(
 def _export(result: Savable, path: Path, call: Call | None, device: str) -> Export:
     """The ONNX file of an eval copy, checked against it."""
     from bnify.borrow import copy_model
-    from bnify.export import export_onnx
+    from bnify.exporting import export_onnx
     from bnify.structure import draw
 
     inputs = call if call is not None else draw(result.plan.call, result.plan.inputs)

@@ -166,6 +166,15 @@ def test_no_line_is_wider_than_the_terminal(width, verification):
     assert max(map(len, text.splitlines())) <= width
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_nothing_is_lost_on_a_narrow_terminal(width):
+    text = "".join(render(_result(verification=BAD), "rich", width=width).split())
+    for words in ("non-finite values differ", "attention-projection", "read by blocks.0.attn"):
+        assert "".join(words.split()) in text if width == 40 else words.split()[-1] in text
+    assert "528×" in text
+    assert "non-finite" in text
+
+
 def test_every_layer_is_named_and_every_reason_explained():
     text = " ".join(render(_result(), "rich", width=200).split())
     for word in ("layer1.0-2.conv1-2", "layer2.0-2.conv1-2", "×6", "stem", "fc1", "fc3", "×12"):

@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind
 from bnify.borrow import copy_model, seeded
 from bnify.quiet import captured_streams
 from bnify.structure import Call, outputs_of
-from bnify.verify.runners import in_float64
+from bnify.verification.runners import in_float64
 
 
 def exported_program(model: nn.Module, call: Call) -> ExportedProgram:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bnify.errors import CaptureError
 from bnify.structure import Call, match_batch
-from bnify.verify.runners import Outputs, Runner, TorchRunner, first_line
+from bnify.verification.runners import Outputs, Runner, TorchRunner, first_line
 
 OTHER_BATCHES: Final = (1, 5, 3)
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bnify.errors import ExportError
 from bnify.structure import Call
-from bnify.verify.program import exportable, positional
-from bnify.verify.runners import root_cause
+from bnify.verification.program import exportable, positional
+from bnify.verification.runners import root_cause
 
 EXTERNAL_ABOVE: Final = 1536 * 1024 * 1024  # bytes; protobuf itself ends at 2 GiB
 NORM_OPERATORS: Final = frozenset(

@@ -8,9 +8,9 @@ from torch import fx, nn
 from bnify.borrow import copy_model, evaluating, fused_attention, seeded
 from bnify.structure import Call, outputs_of, run_graph
 from bnify.verdict import Check, Verification
-from bnify.verify.algebra import Realised, check_insertion
-from bnify.verify.drift import train_drift
-from bnify.verify.measures import is_exact, mismatch, relative_l2
+from bnify.verification.algebra import Realised, check_insertion
+from bnify.verification.drift import train_drift
+from bnify.verification.measures import is_exact, mismatch, relative_l2
 
 #: Two float32 runs of the same operators; they are bit-equal nearly always.
 _DELIVERED = 1e-5

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from bnify.structure import as_call
-from bnify.verify import TorchRunner, measure
-from bnify.verify.noise import noise_floor
+from bnify.verification import TorchRunner, measure
+from bnify.verification.noise import noise_floor
 
 
 def floor_of(model: nn.Module, x: Tensor) -> tuple[float, list[str]]:

@@ -1,9 +1,9 @@
 """Verification: is this still the same function? Judged by the reference's own rounding error."""
 
-from bnify.verify.budget import judge, verify_budget
-from bnify.verify.cases import Measured, measure
-from bnify.verify.localise import first_divergent, first_divergent_module
-from bnify.verify.runners import OnnxRunner, Runner, TorchRunner, as_runner
+from bnify.verification.budget import judge, verify_budget
+from bnify.verification.cases import Measured, measure
+from bnify.verification.localise import first_divergent, first_divergent_module
+from bnify.verification.runners import OnnxRunner, Runner, TorchRunner, as_runner
 
 __all__ = [
     "Measured",

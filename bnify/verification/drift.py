@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bnify.borrow import copy_model, fused_attention, in_mode, seeded
 from bnify.structure import Call, outputs_of
 from bnify.verdict import Drift
-from bnify.verify.measures import mismatch, relative_l2
+from bnify.verification.measures import mismatch, relative_l2
 
 
 def train_drift(original: nn.Module, result: nn.Module, call: Call) -> Drift | None:

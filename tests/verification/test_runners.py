@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bnify.errors import DeviceError, ExportError, SpecError, UsageError
 from bnify.quiet import captured_streams
 from bnify.structure import Call, as_call
-from bnify.verify import OnnxRunner, Runner, TorchRunner, as_runner, verify_budget
+from bnify.verification import OnnxRunner, Runner, TorchRunner, as_runner, verify_budget
 
 
 class Two(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnify.verify.measures import distance, mismatch, relative_l2, top1_agreement
+from bnify.verification.measures import distance, mismatch, relative_l2, top1_agreement
 
 finite = st.floats(-1e3, 1e3, allow_nan=False, width=32)
 vectors = st.lists(finite, min_size=1, max_size=8).map(torch.tensor)

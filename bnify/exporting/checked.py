@@ -18,7 +18,7 @@ from bnify import devices
 from bnify.atomic import written_file
 from bnify.borrow import copy_model
 from bnify.errors import UsageError, VerificationError
-from bnify.export.program import (
+from bnify.exporting.program import (
     EXTERNAL_ABOVE,
     check_symbolic,
     data_name,
@@ -29,10 +29,10 @@ from bnify.export.program import (
 from bnify.quiet import captured_streams
 from bnify.structure import Call, Inputs, as_call
 from bnify.verdict import Check, Verification
-from bnify.verify.budget import judge
-from bnify.verify.cases import Measured, Origin, measure
-from bnify.verify.localise import first_divergent
-from bnify.verify.runners import OnnxRunner, TorchRunner, as_runner, first_line
+from bnify.verification.budget import judge
+from bnify.verification.cases import Measured, Origin, measure
+from bnify.verification.localise import first_divergent
+from bnify.verification.runners import OnnxRunner, TorchRunner, as_runner, first_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

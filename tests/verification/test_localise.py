@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from bnify.export import export_onnx
+from bnify.exporting import export_onnx
 from bnify.structure import Call
-from bnify.verify import OnnxRunner, first_divergent, first_divergent_module, verify_budget
+from bnify.verification import OnnxRunner, first_divergent, first_divergent_module, verify_budget
 from laws import hostile_
 
 

@@ -24,7 +24,7 @@ from bnify.norms import each_norm
 from bnify.plan import Plan
 from bnify.structure import Call, outputs_of, run_graph
 from bnify.verdict import Check
-from bnify.verify.measures import is_exact, mismatch, relative_l2
+from bnify.verification.measures import is_exact, mismatch, relative_l2
 
 LEAST = 1e-12
 CONDITIONING = 100.0

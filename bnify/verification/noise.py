@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bnify.borrow import copy_model
 from bnify.structure import Call
-from bnify.verify.cases import Case
-from bnify.verify.runners import OnnxRunner, Outputs, Runner, TorchRunner, first_line
+from bnify.verification.cases import Case
+from bnify.verification.runners import OnnxRunner, Outputs, Runner, TorchRunner, first_line
 
 # A variant that moves the outputs by this many units in the last place is no reordering of the
 # same arithmetic (a model that mixes the samples of a batch, say): it must not widen anything.

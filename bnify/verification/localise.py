@@ -17,10 +17,10 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from bnify.structure import Call, outputs_of
-from bnify.verify.measures import is_exact, mismatch, relative_l2
-from bnify.verify.program import exported_program, values_of
-from bnify.verify.rules import FLOOR
-from bnify.verify.runners import OnnxRunner, Runner, TorchRunner, root_cause
+from bnify.verification.measures import is_exact, mismatch, relative_l2
+from bnify.verification.program import exported_program, values_of
+from bnify.verification.rules import FLOOR
+from bnify.verification.runners import OnnxRunner, Runner, TorchRunner, root_cause
 
 _MAX_BYTES: Final = 1_500_000_000  # a file with every value as an output is held in memory
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"

@@ -12,10 +12,10 @@ from torch import nn
 from bnify import devices
 from bnify.structure import Call
 from bnify.verdict import Check, OutputVerdict, Verification
-from bnify.verify.cases import Case, Measured, Origin, measure
-from bnify.verify.localise import first_divergence
-from bnify.verify.noise import noise_floor
-from bnify.verify.rules import (
+from bnify.verification.cases import Case, Measured, Origin, measure
+from bnify.verification.localise import first_divergence
+from bnify.verification.noise import noise_floor
+from bnify.verification.rules import (
     ErrorBudget,
     NoiseFloor,
     Rule,
@@ -25,7 +25,7 @@ from bnify.verify.rules import (
     rule_output,
     worst,
 )
-from bnify.verify.runners import OnnxRunner, Runner, TorchRunner, as_runner, first_line
+from bnify.verification.runners import OnnxRunner, Runner, TorchRunner, as_runner, first_line
 
 Rulings = dict[str, list[Ruling]]  # label of the input → one ruling for each output
 
@@ -84,7 +84,7 @@ def judge(
     """Judge one candidate against a reference that was measured before.
 
     Args:
-        measured: From :func:`bnify.verify.cases.measure`.
+        measured: From :func:`bnify.verification.cases.measure`.
         candidate: What is judged.
         device: The device asked for; on CUDA, PyTorch there is a row of its own.
         k: How many times the reference's own error is allowed.

@@ -19,8 +19,8 @@ from typing import Final, Protocol
 from torch import Tensor
 
 from bnify.verdict import OutputVerdict
-from bnify.verify.cases import Case, Origin, is_finite
-from bnify.verify.measures import (
+from bnify.verification.cases import Case, Origin, is_finite
+from bnify.verification.measures import (
     UNCOMPARABLE,
     Distance,
     distance,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bnify.errors import CaptureError
 from bnify.structure import Call, as_call
 from bnify.verdict import Verification
-from bnify.verify import TorchRunner, measure, verify_budget
+from bnify.verification import TorchRunner, measure, verify_budget
 from laws import hostile_
 
 

@@ -1,0 +1,103 @@
+"""Command lines that cannot be right: exit code 2, one clear line, JSON where it was asked for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no verb was given"),
+        (["inset"], "no such command 'inset'"),
+        (["insert"], "missing argument 'SPEC'"),
+        (["insert", "net.py:Net", "--nrom", "batch"], "no such option"),
+        (["insert", "net.py:Net", "--norm", "bath"], "'bath' is not one of 'batch'"),
+        (["insert", "net.py:Net", "--batches", "many"], "integer"),
+        (["insert", "net.py:Net", "--format", "yaml"], "'yaml' is not one of"),
+        (["insert", "net.py:Net"], "no example inputs"),
+        (["insert", "net.py:Net", "--input", "2,4:float33"], "unknown dtype 'float33'"),
+        (["insert", "net.py:Net", "--input", "2,x"], "--input 2,x"),
+        (["insert", "net.py"], "not which network in it"),
+        (["insert", "nothing"], "nothing on disk has that name"),
+        (["insert", "net.py:Net", "--input", "2,4", "--device", "gpu"], "unknown device 'gpu'"),
+        (["insert", "net.py:Net", "--weights-key", "ema"], "--weights, which is missing"),
+        (["insert", "net.py:Net", "--allow-download"], "nothing to load"),
+        (["insert", "net.py:Net", "-o", "o", "--no-verify"], "unverified and is not written"),
+        (["insert", "net.py:Net", "--plan", "p", "--drop-bias"], "--drop-bias shapes a plan"),
+        (["insert", "net.py:Net", "--input", "2,4", "--input-file", "x.npz"], "both give"),
+        (["export", "net.py:Net"], "missing option '--output'"),
+        (["export", "net.py:Net", "-o", "model.bin"], "is no .onnx file"),
+        (["verify", "net.py:Net"], "missing argument 'B'"),
+        (["verify", "net.py:Net", "m.onnx", "--candidate-weights", "w.pt"], "weights inside"),
+    ],
+)
+def test_wrong_command_lines(cli, words, message):
+    ran = cli(*words)
+    assert ran.code == 2, ran
+    assert ran.stdout == ""
+    error = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert message in error[0].lower() or message in error[0]
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("form", [["--format", "json"], ["--format=json"]])
+@pytest.mark.parametrize("words", [["insert", "x.py:Net", "--norm", "q"], ["verify"], ["wrong"]])
+def test_errors_are_json_when_json_was_asked_for(cli, words, form):
+    ran = cli(*words, *form)
+    assert ran.code == 2
+    assert ran.stderr == ""
+    data = json.loads(ran.stdout)
+    assert data["schema"] == 1
+    assert data["verb"] == (words[0] if words[0] != "wrong" else None)
+    assert data["error"]["kind"] == "UsageError"
+    assert data["error"]["hint"]
+
+
+def test_existing_output_is_refused_before_the_model_is_loaded(cli, user):
+    (user / "out").mkdir()
+    ran = cli("insert", "net.py:Net", "--input", "2,4", "-o", "out")
+    assert ran.code == 2
+    assert "out exists already" in ran.stderr
+    assert "--force" in ran.stderr
+    assert "user:" not in ran.stderr
+    (user / "m.onnx").write_text("")
+    assert cli("export", "net.py:Net", "--input", "2,4", "-o", "m.onnx").code == 2
+
+
+def test_debug_shows_where(cli):
+    assert "Traceback" not in cli("insert", "net.py:Nett", "--input", "2,4").stderr
+    assert "Traceback" in cli("insert", "net.py:Nett", "--input", "2,4", "--debug").stderr
+
+
+def test_a_bug_of_ours_is_70_and_asks_to_report_it(cli, monkeypatch):
+    import bnify.doctor
+
+    def broken() -> dict:
+        raise ZeroDivisionError("by design")
+
+    monkeypatch.setattr(bnify.doctor, "examine", broken)
+    ran = cli("doctor")
+    assert ran.code == 70
+    assert "bug in bnify: ZeroDivisionError: by design" in ran.stderr
+    assert "please report" in ran.stderr
+    assert "--debug" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    data = json.loads(cli("doctor", "--format", "json").stdout)
+    assert data["error"]["kind"] == "InternalError"
+
+
+def test_interrupted_is_130(cli, monkeypatch):
+    import bnify.doctor
+
+    def interrupted() -> dict:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bnify.doctor, "examine", interrupted)
+    ran = cli("doctor")
+    assert ran.code == 130
+    assert ran.stdout == ""
+    assert "Traceback" not in ran.stderr

@@ -4,13 +4,13 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/pip --disable-pip-version-check install -qq --constraint constraints.txt
 PYTEST_ARGS ?= -n 2
 # The tests bring a stub with which torchvision imports beside a torch it was not built for.
 STUB := PYTHONPATH=tests/stub
 ONE_THREAD := OMP_NUM_THREADS=1
 # Seeds per property under make fuzz.
-FUZZ ?= 2000
+FUZZ ?= 500
 SOURCES := bnify tests examples benchmarks docs
 
 .PHONY: help demo test check pytest examples wheel bench fuzz docs format clean
@@ -56,9 +56,9 @@ examples: $(VENV)/.test
 # The wheel alone, with nothing but its own dependencies and away from this folder.
 wheel: $(VENV)/.test
 	rm -rf build/wheel && mkdir -p build/wheel
-	$(BIN)/pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/pip --disable-pip-version-check wheel -qq --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/pip --disable-pip-version-check install --quiet \
+	build/wheel/venv/bin/pip --disable-pip-version-check install -qq \
 		--constraint constraints.txt build/wheel/*.whl
 	cd build/wheel && venv/bin/bnify --help > help.txt && venv/bin/bnify --version
 	cd build/wheel && cp ../../examples/mlp.py . && \

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -347,7 +347,8 @@ def _statistics(
     if data is None:
         notes.append("statistics come from the example inputs: pass data= for those of your data")
     say("measuring statistics")
-    pooled = pool(model, _batches(data, call, model), wanted)
+    # On a copy: a model may count its calls or keep caches, and the user's stays as it is.
+    pooled = pool(copy_model(model), _batches(data, call, model), wanted)
     few = min(one.count for statistics in pooled.values() for one in statistics)
     if few < 1000:
         notes.append(f"statistics rest on only {few} values a channel; 1000 or more are steadier")
@@ -366,7 +367,7 @@ def _batches(data: Any, call: Call, model: nn.Module) -> Iterator[Call]:
     if data is None:
         yield call
         return
-    batches: Iterable[Any] = [data] if isinstance(data, (Tensor, Call)) else data
+    batches: Iterable[Any] = [data] if isinstance(data, (Tensor, Mapping, Call)) else data
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for batch in batches:
         matched = batch if isinstance(batch, Call) else match_batch(batch, call, model)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import random
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,11 +17,15 @@ from bnify.errors import CaptureError
 M = TypeVar("M", bound=nn.Module)
 
 
-def copy_model(model: M) -> M:
+def copy_model(model: M, replaced: Mapping[int, Any] | None = None) -> M:
     """A deep copy of the model, hooks and tying included.
 
     A forward in grad mode may have left non-leaf tensors on the model (caches), which deepcopy
     refuses; those are copied detached.
+
+    Args:
+        model: Any module.
+        replaced: What stands for objects of the model in the copy, by their id.
 
     Raises:
         CaptureError: The model holds something that cannot be copied (a lock, an open file).
@@ -29,13 +35,29 @@ def copy_model(model: M) -> M:
         for value in vars(module).values():
             for tensor in _non_leaves(value):
                 memo[id(tensor)] = tensor.detach().clone()
+    memo.update(replaced or {})
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
     except Exception as error:  # deepcopy runs user code: anything can come out of it
         raise CaptureError(
             f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}",
             hint="keep locks, files and generators out of the module, or define __deepcopy__",
         ) from error
+    for module in copied.modules():
+        if nn.utils.parametrize.is_parametrized(module):
+            own_generated_class(module, type(module).__bases__[0])
+    return copied
+
+
+def own_generated_class(module: nn.Module, base: type[nn.Module]) -> None:
+    """Give a parametrized module a generated class of its own, on this base, in place.
+
+    ``deepcopy`` shares the class, and ``remove_parametrizations`` deletes properties from it:
+    removing them on a copy would break the original.
+    """
+    generated = type(module)
+    body = {k: v for k, v in vars(generated).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(generated.__name__, (base,), body)
 
 
 def _non_leaves(value: Any) -> Iterator[Tensor]:
@@ -72,11 +94,36 @@ def _cuda_in_use() -> bool:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """A known state of torch's random numbers, on CPU and GPUs; restored at the end."""
+    """A known state of the random numbers of torch, Python and NumPy; restored at the end."""
     devices = list(range(torch.cuda.device_count())) if _cuda_in_use() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
+        with _seeded_python(seed), _seeded_numpy(seed):
+            yield
+
+
+@contextmanager
+def _seeded_python(seed: int) -> Iterator[None]:
+    before = random.getstate()
+    random.seed(seed)
+    try:
         yield
+    finally:
+        random.setstate(before)
+
+
+@contextmanager
+def _seeded_numpy(seed: int) -> Iterator[None]:
+    numpy = sys.modules.get("numpy")
+    if numpy is None:  # then no model draws from it
+        yield
+        return
+    before = numpy.random.get_state()
+    numpy.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        numpy.random.set_state(before)
 
 
 @contextmanager

@@ -80,6 +80,14 @@ class Point:
     calls: int = 1
 
 
+def _failure(number: int, error: Exception) -> PlanError:
+    lines = str(error).strip().splitlines() or ["no message"]
+    return PlanError(
+        f"the model raised {type(error).__name__} on batch {number} of the data: {lines[0]}",
+        hint="let the data yield batches of the same kind as the example inputs",
+    )
+
+
 def pool(
     model: nn.Module,
     batches: Iterable[Call],
@@ -95,7 +103,7 @@ def pool(
         For each point's path the statistics of its calls.
 
     Raises:
-        PlanError: There was no batch, or an activation is not finite.
+        PlanError: There was no batch, the model raised on one, or an activation is not finite.
     """
     pooled = {p.path: tuple(Pooled.empty(p.channels) for _ in range(p.calls)) for p in points}
     counts: dict[str, int] = {}
@@ -117,7 +125,10 @@ def pool(
         with torch.no_grad(), seeded(0), evaluating(model), fused_attention(enabled=False):
             for batch in batches:
                 counts.clear()
-                batch(model)
+                try:
+                    batch(model)
+                except Exception as error:  # forward() is user code
+                    raise _failure(seen, error) from error
                 seen += 1
                 if progress is not None:
                     progress(seen)

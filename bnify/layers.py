@@ -7,12 +7,15 @@ child ``norm``. ``forward`` is explicit, so that the common layers can be script
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnify.borrow import own_generated_class
+
+M = TypeVar("M", bound=nn.Module)
 
 class TokenNorm(nn.Module):
     """Normalize the last axis of (N, ..., C) with a norm that wants (N, C).
@@ -85,14 +88,35 @@ def restart_calls(model: nn.Module, _args: Any) -> None:
             module.call = 0
 
 
+class LocalSyncBatchNorm(nn.SyncBatchNorm):
+    """Synchronized batch norm that asks no other process: what one process can check alone."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, *) → (N, C, *), with the statistics of this process."""
+        return nn.modules.batchnorm._BatchNorm.forward(self, input)
+
+
+def without_synchronisation(model: M) -> M:
+    """Let a copy of a model run alone, in place; ``SyncBatchNorm`` waits for others, or refuses.
+
+    In train mode it raises on CPU as soon as a process group is up, which is the usual moment for
+    an insertion: before the model goes to its GPU.
+    """
+    for module in model.modules():
+        if type(module) is nn.SyncBatchNorm:
+            module.__class__ = LocalSyncBatchNorm
+    return model
+
+
 # -- layers with a norm --------------------------------------------------------------------------
 
 
 class NormedLayer:
     """What all layers with a norm share; ``norm`` runs on what the plain class would return."""
 
-    norm: nn.Module
-    dropped_bias: Tensor | None
+    if TYPE_CHECKING:  # torch.jit.script would try to read these
+        norm: nn.Module
+        dropped_bias: Tensor | None
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -195,10 +219,7 @@ def attach(layer: nn.Module, norm: nn.Module) -> None:
     """
     layer.norm = norm
     if nn.utils.parametrize.is_parametrized(layer):
-        generated = type(layer)
-        # The generated class may be shared with deep copies of the layer: make our own.
-        body = {k: v for k, v in vars(generated).items() if k not in ("__dict__", "__weakref__")}
-        layer.__class__ = type(generated.__name__, (normed_class(generated.__bases__[0]),), body)
+        own_generated_class(layer, normed_class(type(layer).__bases__[0]))
     else:
         layer.__class__ = normed_class(type(layer))
 
@@ -208,9 +229,7 @@ def detach(layer: nn.Module) -> nn.Module:
     norm = norm_of(layer)
     del layer.norm
     if nn.utils.parametrize.is_parametrized(layer):
-        generated = type(layer)
-        body = {k: v for k, v in vars(generated).items() if k not in ("__dict__", "__weakref__")}
-        layer.__class__ = type(generated.__name__, (plain_class(generated.__bases__[0]),), body)
+        own_generated_class(layer, plain_class(type(layer).__bases__[0]))
     else:
         layer.__class__ = plain_class(type(layer))
     return norm

@@ -22,6 +22,11 @@ def check_optimizer(optimizer: Any, model: nn.Module, *, inplace: bool) -> None:
         return
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise PlanError(f"optimizer is a {type(optimizer).__name__}, no torch.optim.Optimizer")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise PlanError(
+            "LBFGS takes one parameter group only and cannot be extended",
+            hint="insert first, then build the optimizer from result.model.parameters()",
+        )
     if not inplace:
         raise PlanError(
             "optimizer= needs inplace=True: it holds the parameters of this very model, not of a "
@@ -69,6 +74,9 @@ def extend_optimizer(
             options["weight_decay"] = 0.0
         if parameters:
             optimizer.add_param_group({**options, "params": parameters})
+        if parameters and isinstance(optimizer, torch.optim.Adagrad):
+            # The one that makes its state when it is built, and not at the first step.
+            optimizer.state.update(torch.optim.Adagrad(parameters, **optimizer.defaults).state)
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

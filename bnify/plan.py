@@ -379,4 +379,12 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "shape": (tuple,),
     "drop_bias": (bool,),
     "zero_gamma": (bool,),
+    "init": (str,),
+    "detail": (str,),
+    "layer_type": (str,),
+    "into": (tuple,),
+    "dtype": (str,),
+    "groups": (int, type(None)),
+    "eps": (float, int, type(None)),
+    "momentum": (float, int, type(None)),
 }

@@ -8,6 +8,7 @@ from torch import fx, nn
 from bnify.borrow import copy_model
 from bnify.capture import record
 from bnify.double import double
+from bnify.layers import without_synchronisation
 from bnify.plan import Plan
 from bnify.rewrite import Statistics, initial_norms, rewrite_graph, rewrite_tree
 from bnify.structure import Call
@@ -46,14 +47,15 @@ class Realisations:
         try:
             self._eval = record(self.model, self.call, seed=seed, wide=True)
         except Exception as error:  # the user's model runs, for the first time in float64
-            self.wide, self.why_narrow = False, str(error).strip().splitlines()[0]
+            self.wide, self.why_narrow = False, (str(error).strip() or "?").splitlines()[0]
             self.model, self.call = copy_model(model), call.clone()
             self._eval = record(self.model, self.call, seed=seed)
 
     def tree(self) -> nn.Module:
         """A rewritten copy of the model, in eval mode."""
         norms = initial_norms(self.model, self.plan, self._statistics)
-        return rewrite_tree(copy_model(self.model), self.plan, norms).eval()
+        rewritten = rewrite_tree(copy_model(self.model), self.plan, norms)
+        return without_synchronisation(rewritten).eval()
 
     def graph(self, *, train: bool) -> fx.GraphModule:
         """The rewritten recording."""

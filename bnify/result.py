@@ -13,7 +13,15 @@ from torch import fx, nn
 
 from bnify.borrow import copy_model, evaluating, seeded
 from bnify.errors import PlanError
-from bnify.layers import CallNorms, ChannelRMSNorm, TokenNorm, carries_norm, detach, norm_of
+from bnify.layers import (
+    CallNorms,
+    ChannelRMSNorm,
+    TokenNorm,
+    carries_norm,
+    detach,
+    norm_of,
+    restart_calls,
+)
 from bnify.plan import Plan
 from bnify.structure import Call, outputs_of
 from bnify.verdict import Verification
@@ -101,6 +109,9 @@ class Result:
                 parent, _, name = path.rpartition(".")
                 pair = nn.Sequential(OrderedDict([("0", layer), ("1", norm)]))
                 setattr(plain.get_submodule(parent), name, pair.train(layer.training))
+        for number, hook in list(plain._forward_pre_hooks.items()):
+            if hook is restart_calls:
+                del plain._forward_pre_hooks[number]
         self._same_function(plain)
         return plain
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -27,6 +28,8 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
         return function(tree)
     if isinstance(tree, Mapping):
         mapped = {key: map_tensors(function, value) for key, value in tree.items()}
+        if isinstance(tree, defaultdict):
+            return type(tree)(tree.default_factory, mapped)
         return mapped if type(tree) is dict else type(tree)(mapped)  # type: ignore[call-arg]
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(map_tensors(function, value) for value in tree))
@@ -225,10 +228,13 @@ def draw(skeleton: Mapping[str, Any], specs: Sequence[InputSpec], seed: int = 0)
             return {key: build(value) for key, value in tree.items()}
         return [build(value) for value in tree] if isinstance(tree, list) else tree
 
-    return Call(
-        tuple(build(value) for value in skeleton.get("args", [])),
-        {name: build(value) for name, value in skeleton.get("kwargs", {}).items()},
-    )
+    try:
+        return Call(
+            tuple(build(value) for value in skeleton.get("args", [])),
+            {name: build(value) for name, value in skeleton.get("kwargs", {}).items()},
+        )
+    except (AttributeError, IndexError, TypeError) as error:
+        raise PlanError(f"the plan's call does not fit its inputs: {error}") from None
 
 
 def _spec_of(name: str, tensor: Tensor) -> InputSpec:
@@ -252,7 +258,8 @@ def _draw(spec: InputSpec, generator: torch.Generator, scale: float) -> Tensor:
     if spec.value is not None:
         return torch.full(spec.shape, spec.value, dtype=dtype)
     if spec.low is not None and spec.high is not None:
-        return torch.randint(spec.low, spec.high + 1, spec.shape, generator=generator).to(dtype)
+        end = min(spec.high, 2**63 - 2) + 1  # randint's bound is an int64 itself
+        return torch.randint(min(spec.low, end - 1), end, spec.shape, generator=generator).to(dtype)
     return (torch.randn(spec.shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
 
 

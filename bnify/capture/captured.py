@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from bnify.errors import CaptureError
@@ -66,8 +68,9 @@ class Captured:
         aliases: All names of each tensor that has several, by its first name.
         escapes: Values that left for Python.
         unreplayable: Why the graph cannot be run again; empty when it can.
+        custom_gradients: Whether an ``autograd.Function`` ran, whose gradients a replay, which
+            differentiates its operators, need not have.
         composite: Whether composite operators arrived whole (recorded below autograd).
-        batch: Batch sizes the graph runs at: None for any, else the recorded one.
         notes: What a recording cannot know, in sentences.
     """
 
@@ -81,6 +84,7 @@ class Captured:
     escapes: tuple[Escape, ...] = ()
     unreplayable: str = ""
     composite: bool = True
+    custom_gradients: bool = False
     notes: list[str] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -106,20 +110,23 @@ class Captured:
             raise CaptureError(f"the recording cannot be run again: {self.unreplayable}")
         graph, _ = copied(graph if graph is not None else self.graph)
         extra = extra or {}
-        root: dict[str, Tensor] = {}
+        sources: dict[str, Tensor] = {}
         for node in graph.nodes:
             name = str(node.target)
             if node.op == "get_attr":
                 node.target = attribute_name(name)
-            if node.op == "get_attr" and node.target not in root:
+            if node.op == "get_attr" and node.target not in sources:
                 if name in extra:
                     source = extra[name]
                 elif name in self.constants:
                     source = self.constants[name]
                 else:
                     source = tensor_at(self.model, name)
-                root[node.target] = _own_copy(source)
-        return fx.GraphModule(root, graph, class_name=type(self.model).__name__)
+                sources[node.target] = source
+        root = _own_copies(sources)
+        module = fx.GraphModule(root, graph, class_name=type(self.model).__name__)
+        module.meta["custom_gradients"] = self.custom_gradients
+        return module
 
     def replay(self, call: Call | None = None) -> list[Tensor]:
         """Run the recording on its own inputs or on others of the same shapes."""
@@ -138,10 +145,14 @@ def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
 def attribute_name(name: str) -> str:
     """Where a GraphModule keeps the tensor of this name.
 
-    A model may have children called ``code`` or ``graph``, which a GraphModule has itself.
+    A model may have children called ``code`` or ``graph``, which a GraphModule has itself; and
+    then others called ``code_``, which make room in turn.
     """
-    head, dot, rest = name.partition(".")
-    return f"{head}_{dot}{rest}" if hasattr(fx.GraphModule, head) else name
+    head, *rest = name.split(".")
+    taken = head in _TAKEN or head.rstrip("_") in _TAKEN
+    parts = [f"{head}_" if taken else head, *rest]
+    # Keys of a ModuleDict may be words of Python, which the generated code would write as such.
+    return ".".join(f"{p}_" if keyword.iskeyword(p.rstrip("_")) else p for p in parts)
 
 
 def tensor_at(model: nn.Module, name: str) -> Tensor:
@@ -151,8 +162,28 @@ def tensor_at(model: nn.Module, name: str) -> Tensor:
     return value
 
 
-def _own_copy(tensor: Tensor) -> Tensor:
-    copied = tensor.detach().clone()
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(copied, requires_grad=tensor.requires_grad)
-    return copied
+def _own_copies(sources: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors; those that share memory share it again, for one may be written to."""
+    sharing: dict[int, list[str]] = {}
+    for name, tensor in sources.items():
+        if tensor.layout == torch.strided:
+            sharing.setdefault(int(tensor.untyped_storage()._cdata), []).append(name)
+    memory: dict[str, torch.UntypedStorage] = {}
+    for names in sharing.values():
+        if len(names) > 1:
+            memory |= dict.fromkeys(names, sources[names[0]].untyped_storage().clone())
+    copies: dict[str, Tensor] = {}
+    for name, tensor in sources.items():
+        if name in memory:
+            own = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            own.set_(memory[name], tensor.storage_offset(), tensor.shape, tensor.stride())
+        else:
+            own = tensor.detach().clone()
+        if isinstance(tensor, nn.Parameter):
+            own = nn.Parameter(own, requires_grad=tensor.requires_grad)
+        copies[name] = own
+    return copies
+
+
+#: What a GraphModule, class and instance, has itself.
+_TAKEN = frozenset(dir(fx.GraphModule({}, fx.Graph())))

@@ -46,10 +46,14 @@ def shapes_to_constants(graph: fx.Graph) -> int:
         if target in _LIKE_INPUT and (shape := _shape(node.args[1])) is not None:
             node.target = _LIKE_INPUT[target]
             node.args = (node.args[0], shape)
-        elif target is aten.type_as.default and _shape(node.args[1]) is not None:
+        elif target is aten.type_as.default and _same_device(node.args[0], node.args[1]):
             node.target = aten.to.dtype
-            node.args = (node.args[0], node.all_input_nodes[-1].meta["dtype"])
-        elif target in _FILLED and (shape := _shape(node.args[0])) is not None:
+            node.args = (node.args[0], node.args[1].meta["dtype"])
+        elif (
+            target in _FILLED
+            and (shape := _shape(node.args[0])) is not None
+            and _contiguous(node, shape)
+        ):
             source = node.all_input_nodes[0]
             node.target = _FILLED[target]
             node.kwargs = _factory_options(node, source)
@@ -68,6 +72,24 @@ def shapes_to_constants(graph: fx.Graph) -> int:
 def _shape(node: Any) -> list[int] | None:
     shape = node.meta.get("shape") if isinstance(node, fx.Node) else None
     return None if shape is None else list(shape)
+
+
+def _same_device(a: Any, b: Any) -> bool:
+    nodes = isinstance(a, fx.Node) and isinstance(b, fx.Node)
+    return nodes and "device" in a.meta and a.meta["device"] == b.meta.get("device")
+
+
+def _contiguous(node: fx.Node, shape: list[int]) -> bool:
+    """Whether ``*_like`` lays its result out as a plain factory would.
+
+    Otherwise random numbers, written in the order of memory, would land on other elements.
+    """
+    wanted = node.kwargs.get("memory_format")
+    if wanted is torch.contiguous_format:
+        return True
+    source = node.all_input_nodes[0]
+    plain = torch.empty(shape, device="meta").stride()
+    return wanted in (None, torch.preserve_format) and source.meta.get("stride") == plain
 
 
 def _factory_options(node: fx.Node, source: fx.Node) -> dict[str, Any]:
@@ -95,7 +117,10 @@ def functionalise(graph: fx.Graph) -> int:
         replacement = _functional(node)
         if replacement is None:
             continue
-        older = [n for n in groups.get(node.meta.get("alias", -1), ()) if order[n] < index]
+        group = groups.get(node.meta.get("alias", -1), ())
+        older = [n for n in group if order[n] < index]
+        if any(ops.name_of(user) == "as_strided" for n in group for user in n.users):
+            continue  # it reads the memory, not the value
         if any(n.op != "call_function" for n in older):
             continue
         if any(order[user] > index for n in older for user in n.users):
@@ -111,6 +136,49 @@ def functionalise(graph: fx.Graph) -> int:
         for n in younger:
             n.meta["alias"] = fresh
     return rewritten
+
+
+def stop_gradients(graph: fx.Graph) -> int:
+    """Detach what the model computes under ``no_grad`` where it is read with gradients.
+
+    A value that is written in place under ``no_grad`` keeps the gradient it had before.
+
+    Returns:
+        The number of values detached.
+    """
+    changed = 0
+    for node in list(graph.nodes):
+        if node.meta.get("grad") is not False:
+            continue
+        written = node.meta.get("writes", ())
+        if written:
+            for source in list(node.all_input_nodes):
+                _detach_argument(graph, node, source)
+            if ops.first(node) in written:
+                node.replace_all_uses_with(written[0])
+            changed += 1
+            continue
+        dtype = node.meta.get("dtype")
+        readers = [user for user in node.users if user.meta.get("grad") is not False]
+        if dtype is None or not dtype.is_floating_point or not readers:
+            continue
+        with graph.inserting_after(node):
+            detached = graph.call_function(aten.detach.default, (node,))
+        detached.meta.update(node.meta, writes=())
+        for user in readers:
+            user.replace_input_with(node, detached)
+        changed += 1
+    return changed
+
+
+def _detach_argument(graph: fx.Graph, node: fx.Node, source: fx.Node) -> None:
+    dtype = source.meta.get("dtype")
+    if dtype is None or not dtype.is_floating_point:
+        return
+    with graph.inserting_before(node):
+        detached = graph.call_function(aten.detach.default, (source,))
+    detached.meta.update(source.meta, writes=())
+    node.replace_input_with(source, detached)
 
 
 def detach_updates(graph: fx.Graph) -> int:
@@ -131,16 +199,16 @@ def detach_updates(graph: fx.Graph) -> int:
             continue
         if "out" not in node.kwargs and not any(w.meta.get("alias") in state for w in written):
             continue
-        with graph.inserting_before(node):
-            for source in list(node.all_input_nodes):
-                dtype = source.meta.get("dtype")
-                if dtype is None or not dtype.is_floating_point:
-                    continue
-                detached = graph.call_function(aten.detach.default, (source,))
-                detached.meta.update(source.meta, writes=())
-                node.replace_input_with(source, detached)
+        for source in list(node.all_input_nodes):
+            _detach_argument(graph, node, source)
         changed += 1
     return changed
+
+
+_COMPARISONS = frozenset(
+    {"eq", "ne", "lt", "le", "gt", "ge", "not_equal", "less", "less_equal", "greater"}
+    | {"greater_equal", "logical_and", "logical_or", "logical_xor", "logical_not"}
+)
 
 
 def _functional(node: fx.Node) -> Any:
@@ -155,6 +223,14 @@ def _functional(node: fx.Node) -> Any:
     if source is None or node.meta.get("writes") != (source,) or node.meta.get("shape") is None:
         return None
     if source.meta.get("dtype") != node.meta["dtype"] or source.meta["shape"] != node.meta["shape"]:
+        return None
+    # In place a result takes the dtype of its memory; out of place it is promoted.
+    dtype = node.meta["dtype"]
+    if any(torch.promote_types(dtype, n.meta["dtype"]) != dtype for n in ops.sources(node)):
+        return None
+    if node.meta.get("grad") is False:
+        return None  # see stop_gradients
+    if name[:-1] in _COMPARISONS and dtype is not torch.bool:
         return None
     if name in ("zero_", "fill_", "uniform_", "normal_", "bernoulli_", "detach_"):
         return None  # factories rather than functions of their input

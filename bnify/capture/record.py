@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -15,9 +16,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from bnify.borrow import copy_model, fused_attention, in_mode, seeded
 from bnify.capture.captured import Captured
-from bnify.capture.passes import detach_updates, functionalise, shapes_to_constants
+from bnify.capture.passes import (
+    detach_updates,
+    functionalise,
+    shapes_to_constants,
+    stop_gradients,
+)
 from bnify.capture.recorder import Recorder
 from bnify.errors import CaptureError
+from bnify.layers import without_synchronisation
 from bnify.structure import Call, Inputs, as_call
 
 
@@ -46,13 +53,22 @@ def record(
         CaptureError: forward() raised; the message has its last line in the user's code.
     """
     call = as_call(inputs)
+    lazy = next((n for n, t in _named_state(model) if nn.parameter.is_lazy(t)), None)
+    if lazy is not None:
+        raise CaptureError(
+            f"{type(model).__name__} has lazy parameters that no input has given a shape ({lazy})",
+            hint="run model(inputs) once before",
+        )
     attempts = (True, False)  # below autograd; else plain no_grad, where composites are split
     for below in attempts:
-        working = _fake_copy(model) if fake else copy_model(model)
+        working = without_synchronisation(_fake_copy(model) if fake else copy_model(model))
         arguments = _fake_call(call, working) if fake else call.clone()
-        recorder = Recorder(working, arguments.tensors(model), wide=wide)
+        gradients = train and below
+        recorder = Recorder(
+            working, arguments.tensors(model), wide=wide, differentiates=gradients
+        )
         try:
-            with _guards(below, fake_mode=_mode_of(working) if fake else None):
+            with _guards(below, gradients, fake_mode=_mode_of(working) if fake else None):
                 with seeded(seed), in_mode(working, train=train), recorder.recording():
                     output = arguments(working)
         except Exception as error:  # forward() is user code
@@ -73,26 +89,35 @@ def record(
         escapes=tuple(recorder.escapes),
         unreplayable=recorder.unreplayable,
         composite=below,
+        custom_gradients=recorder.custom_gradients,
     )
     captured.notes.extend(_unknown(captured))
     if clean:
         shapes_to_constants(captured.graph)
         functionalise(captured.graph)
-        if train:
-            detach_updates(captured.graph)
+    if train:
+        stop_gradients(captured.graph)
+        detach_updates(captured.graph)
     return captured
 
 
 @contextmanager
-def _guards(below: bool, *, fake_mode: Any) -> Iterator[None]:
-    """No gradients, no autocast, no fused attention, no compiled code while recording."""
+def _guards(below: bool, gradients: bool, *, fake_mode: Any) -> Iterator[None]:
+    """No autocast, no fused attention, no compiled code and no autograd while recording.
+
+    Below autograd nothing is differentiated; ``gradients`` then only leaves the switch on, so
+    that the recorder sees where the model turns it off.
+    """
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(fused_attention(enabled=False))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.no_grad())
+            stack.enter_context(warnings.catch_warnings())
+            # Our hooks fire for the wrapper too, which has a path of its own.
+            warnings.filterwarnings("ignore", message="Using `torch.compile")
+        stack.enter_context(torch.set_grad_enabled(gradients))
         if below:
             stack.enter_context(torch._C._AutoDispatchBelowAutograd())
         stack.enter_context(fake_mode if fake_mode is not None else nullcontext())
@@ -142,26 +167,26 @@ def _unknown(captured: Captured) -> Iterator[str]:
 
 def _fake_copy(model: nn.Module) -> nn.Module:
     """A copy of the model whose tensors have shapes but no memory."""
-    import copy
-
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     memo: dict[int, Any] = {}
     tensors = WeakIdKeyDictionary()
-    for _, tensor in (
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ):
+    for _, tensor in _named_state(model):
         if tensor not in tensors:
             faked: torch.Tensor = mode.from_tensor(tensor.detach())
             if isinstance(tensor, nn.Parameter):
                 faked = nn.Parameter(faked, requires_grad=tensor.requires_grad)
             tensors[tensor] = faked
             memo[id(tensor)] = faked
-    copied = copy.deepcopy(model, memo)
+    copied = copy_model(model, memo)
     object.__setattr__(copied, "_bnify_fake_mode", mode)
     return copied
+
+
+def _named_state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _mode_of(model: nn.Module) -> Any:

@@ -8,6 +8,10 @@ The recorder sits below autograd, where composite operators arrive whole (``aten
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import keyword
+import re
+import sys
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from operator import getitem
@@ -15,11 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.weak import WeakIdKeyDictionary
 
 from bnify.capture.captured import Escape, ModuleCall
@@ -33,6 +39,8 @@ _SCALARS = {
     "aten::equal": "branch",
     "aten::allclose": "branch",
 }
+#: Fake tensors ask for their device through the dispatcher; profilers mark regions.
+_SILENT = frozenset({"prim", "profiler"})
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -42,10 +50,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         model: The model that will run; its parameters and buffers become ``get_attr`` nodes.
         inputs: The tensors of the call with their names, each a distinct object.
         wide: Record casts to other floating-point types as casts to float64.
+        differentiates: Gradients are on outside of what the model itself runs without them.
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Sequence[tuple[str, Tensor]], *, wide: bool = False
+        self,
+        model: nn.Module,
+        inputs: Sequence[tuple[str, Tensor]],
+        *,
+        wide: bool = False,
+        differentiates: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._wide = wide
@@ -54,14 +68,28 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls: list[ModuleCall] = []
         self.escapes: list[Escape] = []
         self.unreplayable = ""
+        self.custom_gradients = False
+        self._differentiates = differentiates
         self._nodes: MutableMapping[Tensor, fx.Node] = WeakIdKeyDictionary()
         self._paths: dict[int, str] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             self._paths.setdefault(id(module), path)
         self.names, self._owned = _tensor_names(model)
+        self._memories: dict[int, StorageWeakRef] = {}
+        self._homes = {key: self._memory(tensor) for key, tensor in self._owned.items()}
         self._storages: dict[int, list[Tensor]] = {}
-        for tensor in self._owned.values():
-            self._storages.setdefault(_storage(tensor), []).append(tensor)
+        for key, tensor in self._owned.items():
+            self._storages.setdefault(self._homes[key], []).append(tensor)
+        self._bound: dict[fx.Node, int] = {}
+        self._latest: dict[Any, fx.Node] = {}
+        self._model = model
+        self._first = {
+            (id(module), name): tensor
+            for module in model.modules()
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None
+        }
+        self._described = {key: (t.shape, t.dtype) for key, t in self._owned.items()}
         self._attributes: dict[str, fx.Node] = {}
         self._stack: list[tuple[str, int, tuple[fx.Node, ...]]] = []
         self._counts: dict[str, int] = {}
@@ -69,9 +97,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storage_groups: dict[int, int] = {}
         self._conjugated: Any = None
         for name, tensor in inputs:
-            node = self.graph.placeholder(name.replace(".", "_"))
+            node = self.graph.placeholder(self._argument(name))
             self._describe(node, tensor, self._new_group())
-            self._nodes[tensor] = node
+            self._know(tensor, node)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -87,13 +115,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._wide:
             args = tuple(widened(value) for value in args)
             kwargs = {key: widened(value) for key, value in kwargs.items()}
-        if func.namespace == "prim":  # fake tensors ask for their device through the dispatcher
+        if func.namespace in _SILENT:
             return func(*args, **kwargs)
         sources = [t for _, t in named_tensors((args, kwargs))]
         recorded = tuple(map_tensors(self.node_of, tuple(args)))
         options = map_tensors(self.node_of, dict(kwargs))
-        # A storage is only comparable while both tensors live, so inputs are asked before the run.
-        groups = {_storage(t): self._group(t) for t in sources}
+        groups = {self._memory(t): self._group(t) for t in sources}
         result = func(*args, **kwargs)
         name = func._schema.name
         if name in _SCALARS:
@@ -111,15 +138,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node = self.graph.call_function(func, recorded, options)
         node.meta["module"], node.meta["call"] = self._where()
         node.meta["writes"] = _writes(func, recorded, options)
+        if self._differentiates and not torch.is_grad_enabled():
+            self._without_gradient(node)
         self._bind(node, result, groups)
         return result
+
+    def _without_gradient(self, node: fx.Node) -> None:
+        """Note an operator under ``no_grad``, or in the forward of an ``autograd.Function``."""
+        function = _function_running()
+        if function is None:
+            node.meta["grad"] = False
+        elif function is not CheckpointFunction:  # whose gradients are those of its operators
+            self.custom_gradients = True
 
     def _bind(self, node: fx.Node, result: Any, groups: dict[int, int]) -> None:
         """Let the tensors of a result be known by their nodes from now on."""
         if isinstance(result, Tensor):
-            group = groups.get(_storage(result))
+            group = groups.get(self._memory(result))
             self._describe(node, result, self._new_group() if group is None else group)
-            self._nodes[result] = node
+            self._know(result, node)
         elif isinstance(result, (list, tuple)):
             node.meta["shape"] = None
             for index, item in enumerate(result):
@@ -131,6 +168,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _describe(self, node: fx.Node, tensor: Tensor, group: int) -> None:
         node.meta["shape"] = tuple(tensor.shape)
+        node.meta["stride"] = tensor.stride() if tensor.layout == torch.strided else None
         node.meta["dtype"] = tensor.dtype
         node.meta["device"] = tensor.device
         node.meta["alias"] = group
@@ -139,33 +177,80 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The node that stands for this tensor: a value, a tensor of the model, or a constant."""
-        node = self._nodes.get(tensor)
+        node = self._value(tensor)
         if node is not None:
             return node
-        known = self._owned.get(id(tensor))
-        if known is None:
-            known = self._same_memory(tensor)
-        if known is not None:
-            name = self.names[id(known)][0]
-            if name not in self._attributes:
-                self._attributes[name] = self._attribute(name, tensor)
-            return self._attributes[name]
         name = f"_const{len(self.constants)}"
         # Now, not at the end: a later operator may write to it.
         self.constants[name] = tensor.detach().clone()
-        node = self._attribute(name, tensor)
-        self._nodes[tensor] = node
+        node = self._attribute(name, tensor, self._group(tensor))
+        self._know(tensor, node)
         return node
 
-    def _attribute(self, name: str, tensor: Tensor) -> fx.Node:
+    def _argument(self, name: str) -> str:
+        """A name for an input that the generated code can have as an argument, each but once."""
+        name = re.sub(r"\W", "_", name)
+        if not name.isidentifier() or keyword.iskeyword(name) or name == "self":
+            name = f"_{name}"
+        taken = {node.target for node in self.graph.nodes}
+        numbers = itertools.count(1)
+        unique = name
+        while unique in taken:
+            unique = f"{name}_{next(numbers)}"
+        return unique
+
+    def _memory(self, tensor: Tensor) -> int:
+        """A number for the memory of a tensor, never given to another while recording."""
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):  # sparse and opaque tensors have none
+            return id(tensor)
+        memory = int(storage._cdata)
+        if memory not in self._memories:
+            # The weak reference frees the memory but keeps its address from being used again.
+            self._memories[memory] = StorageWeakRef(storage)
+        return memory
+
+    def _place(self, tensor: Tensor) -> Any:
+        """Where in which memory the elements of a tensor are."""
+        if tensor.layout != torch.strided:
+            return id(tensor)
+        where = (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
+        return (self._memory(tensor), *where, tensor.is_conj(), tensor.is_neg())
+
+    def _know(self, tensor: Tensor, node: fx.Node) -> None:
+        self._nodes[tensor] = node
+        self._bound[node] = self._memory(tensor)
+        self._latest[self._place(tensor)] = node
+
+    def _value(self, tensor: Tensor) -> fx.Node | None:
+        """The node of what is in the memory of a tensor, which ``.data =`` may have exchanged."""
+        node = self._nodes.get(tensor)
+        if node is not None and self._bound[node] == self._memory(tensor):
+            return node
+        known = self._owned.get(id(tensor))
+        if known is None or self._homes[id(known)] != self._memory(tensor):
+            known = self._same_memory(tensor)
+        if known is not None:
+            return self._owned_node(known)
+        return self._latest.get(self._place(tensor))
+
+    def _owned_node(self, known: Tensor) -> fx.Node:
+        name = self.names[id(known)][0]
+        if name not in self._attributes:
+            group = self._storage_groups.setdefault(self._homes[id(known)], self._new_group())
+            self._attributes[name] = self._attribute(name, known, group)
+        return self._attributes[name]
+
+    def _attribute(self, name: str, tensor: Tensor, group: int) -> fx.Node:
         # fx asks the owning module whether the attribute exists; this graph has none yet.
         node = self.graph.create_node("get_attr", name, (), {})
-        self._describe(node, tensor, self._group(tensor))
+        self._describe(node, tensor, group)
         return node
 
     def _same_memory(self, tensor: Tensor) -> Tensor | None:
         """The parameter of which this is ``.data``: another object on the same memory."""
-        for known in self._storages.get(_storage(tensor), ()):
+        for known in self._storages.get(self._memory(tensor), ()):
             if (known.shape, known.stride(), known.storage_offset(), known.dtype) == (
                 tensor.shape,
                 tensor.stride(),
@@ -176,13 +261,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return None
 
     def _group(self, tensor: Tensor) -> int:
-        node = self._nodes.get(tensor)
-        if node is not None:
-            return int(node.meta["alias"])
-        storage = _storage(tensor)
-        if storage in self._storages:  # the model's own memory outlives the recording
+        storage = self._memory(tensor)
+        if storage in self._storages:  # the model's own memory
             return self._storage_groups.setdefault(storage, self._new_group())
-        return self._new_group()
+        node = self._value(tensor)
+        return self._new_group() if node is None else int(node.meta["alias"])
 
     def _new_group(self) -> int:
         self._groups += 1
@@ -229,7 +312,40 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def finish(self, output: Any) -> None:
         """Write the model's return value as the graph's output."""
-        self.graph.output(_output(output, self.node_of))
+        value = _output(output, self.node_of)
+        self._write_back(value)
+        self.graph.output(value)
+
+    def _write_back(self, output: Any) -> None:
+        """Write what forward put in the place of parameters and buffers back to them.
+
+        ``self.average = 0.9 * self.average + ...`` and ``p.data = ...`` are no operators, but the
+        next call reads what they left.
+        """
+        returned: set[int] = set()
+        fx.map_arg(output, lambda node: returned.add(node.meta["alias"]))
+        writes: list[tuple[fx.Node, fx.Node, str]] = []
+        for module in self._model.modules():
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                first = self._first.get((id(module), name))
+                if first is None or tensor is None:
+                    continue
+                if tensor is first and self._homes[id(first)] == self._memory(tensor):
+                    continue
+                if self._described.get(id(first)) != (tensor.shape, tensor.dtype):
+                    continue
+                target = self._owned_node(first)
+                if target.meta["alias"] in returned:
+                    continue  # the value before the call is returned, and must stay
+                value = self.node_of(tensor)
+                if value.op == "get_attr":  # two buffers may change places
+                    copied = self.graph.call_function(torch.ops.aten.clone.default, (value,))
+                    copied.meta.update(value.meta, alias=self._new_group())
+                    value = copied
+                writes.append((target, value, self._paths.get(id(module), "")))
+        for target, value, path in writes:
+            copy = self.graph.call_function(torch.ops.aten.copy_.default, (target, value))
+            copy.meta.update(target.meta, writes=(target,), module=path, call=0)
 
 
 def _output(value: Any, node_of: Any) -> Any:
@@ -246,6 +362,23 @@ def _output(value: Any, node_of: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(_output(item, node_of) for item in value)
     return value if isinstance(value, (bool, int, float, str)) else None
+
+
+def _function_running() -> type | None:
+    """The ``autograd.Function`` whose forward is on the stack: it runs without gradients too."""
+    forwards: dict[Any, type] = {}
+    pending: list[type] = [torch.autograd.Function]
+    while pending:
+        for function in pending.pop().__subclasses__():
+            pending.append(function)
+            forward = getattr(function, "forward", None)
+            forwards[getattr(forward, "__code__", None)] = function
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code in forwards:
+            return forwards[frame.f_code]
+    return None
 
 
 def _tensor_names(model: nn.Module) -> tuple[dict[int, list[str]], dict[int, Tensor]]:
@@ -268,11 +401,7 @@ def _tensor_names(model: nn.Module) -> tuple[dict[int, list[str]], dict[int, Ten
     return names, owned
 
 
-def _storage(tensor: Tensor) -> int:
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse and opaque tensors have none
-        return id(tensor)
+_BATCH_STATISTICS = ("aten::batch_norm", "aten::native_batch_norm", "aten::instance_norm")
 
 
 def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[fx.Node, ...]:
@@ -286,6 +415,6 @@ def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[f
         values = value if isinstance(value, (list, tuple)) else [value]
         written.extend(v for v in values if isinstance(v, fx.Node))
     # batch_norm's schema does not say that training updates the running statistics.
-    if func._schema.name in ("aten::batch_norm", "aten::native_batch_norm") and args[5]:
+    if func._schema.name in _BATCH_STATISTICS and args[5]:
         written.extend(v for v in args[3:5] if isinstance(v, fx.Node))
     return tuple(written)

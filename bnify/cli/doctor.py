@@ -18,7 +18,9 @@ def doctor(
 ) -> int:
     """Show versions, execution providers and devices, and what is missing.
 
-    Ends with 3 when something is missing that bnify needs. Example: bnify doctor
+    Ends with 3 when something is missing that bnify needs.
+
+    Example: bnify doctor
     """
     session = Session(ctx, fmt=fmt, color=color, quiet=quiet, verbose=verbose)
     with session.work():

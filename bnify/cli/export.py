@@ -12,7 +12,6 @@ from bnify.cli import options as o
 from bnify.cli.config import read_config
 from bnify.cli.session import Session
 from bnify.cli.source import InputOptions, ModelOptions, load_inputs, load_source
-from bnify.environment import environment
 from bnify.errors import UsageError
 
 
@@ -53,6 +52,14 @@ def export(
         typer.Option("--no-optimize", help="Leave the graph as traced.", rich_help_panel=o.OUTPUT),
     ] = False,
     force: o.Force = False,
+    keep_failed: Annotated[
+        bool,
+        typer.Option(
+            "--keep-failed",
+            help="Keep a file that fails, as NAME.failed.onnx.",
+            rich_help_panel=o.OUTPUT,
+        ),
+    ] = False,
     k: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(
@@ -70,7 +77,9 @@ def export(
 ) -> int:
     """Write a model as an ONNX file and verify the file against it.
 
-    The model is exported in eval mode. Example: bnify export out/ -o model.onnx
+    The model is exported in eval mode.
+
+    Example: bnify export out/ -o model.onnx
     """
     session = Session(ctx, fmt=fmt, color=color, quiet=quiet, verbose=verbose)
     if output.suffix != ".onnx":
@@ -83,6 +92,7 @@ def export(
     with session.work():
         from bnify import api
         from bnify.devices import resolve
+        from bnify.environment import environment
 
         resolve(where)
         source = load_source(
@@ -116,6 +126,8 @@ def export(
                 opset=opset if opset is not None else config.opset,
                 optimize=not no_optimize,
                 device=where,
+                force=force,
+                keep_failed=keep_failed,
                 **chosen,
             )
         session.detail(written.log)

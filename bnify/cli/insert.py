@@ -160,6 +160,7 @@ def insert(
     Example: bnify insert net.py:MyNetwork --input 32,784 -o out/
     """
     session = Session(ctx, fmt=fmt, color=color, quiet=quiet, verbose=verbose)
+    config = read_config(Path.cwd())
     place = kept_as(output, unverified=no_verify, keep_failed=keep_failed)
     failed = failed_as(output, keep_failed=keep_failed)
     for folder in (place, failed):
@@ -203,12 +204,14 @@ def insert(
         ),
         asked=asked | {"init": init.value if init else default},
         plan=given,
-        device=device or read_config(Path.cwd()).device or "cpu",
+        device=device or config.device or "cpu",
         verify=not no_verify,
         output=place,
         failed=failed,
         force=force,
         onnx=not no_onnx,
+        opset=config.opset,
+        k=config.k,
     )
     with session.work():
         if dry_run:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from bnify.atomic import check_output
 from bnify.cli.options import Norm
-from bnify.cli.planned import Planned
 from bnify.cli.session import Session
 from bnify.cli.source import (
     InputOptions,
@@ -21,10 +20,10 @@ from bnify.cli.source import (
     load_inputs,
     load_source,
 )
-from bnify.environment import environment
 from bnify.errors import PlanError, UsageError, VerificationError
 
 if TYPE_CHECKING:
+    from bnify.cli.planned import Planned
     from bnify.plan import Plan
     from bnify.result import Result
     from bnify.saved import Saved
@@ -46,6 +45,8 @@ class Request:
         failed: Where to keep one that failed its verification; None to keep nothing.
         force: Replace what is there.
         onnx: Write an ONNX file too.
+        opset: Of the ONNX file; torch's own when None.
+        k: Factor of the ONNX file's error budget; bnify's own when None.
     """
 
     model: ModelOptions
@@ -58,6 +59,8 @@ class Request:
     failed: Path | None = None
     force: bool = False
     onnx: bool = True
+    opset: int | None = None
+    k: float | None = None
 
     @property
     def seed(self) -> int:
@@ -68,6 +71,7 @@ class Request:
 def plan_only(request: Request, session: Session) -> Planned:
     """The plan that the request leads to; nothing is changed, measured or written."""
     from bnify import api
+    from bnify.cli.planned import Planned
 
     source, call = _prepare(request, session)
     made = request.plan
@@ -140,6 +144,8 @@ def _write(request: Request, result: Result, place: Path, *, onnx: bool) -> Save
         call=result.call,
         device=request.device,
         seed=request.seed,
+        opset=request.opset,
+        **({"k": request.k} if request.k is not None else {}),
     )
 
 
@@ -222,6 +228,8 @@ def rewritten_forward(result: Result) -> str:
 
 def made_with(result: Result | Planned, request: Request) -> dict[str, Any]:
     """Versions, device, seed and hashes of a result that is not written."""
+    from bnify.environment import environment
+
     hashes = {"model": result.plan.fingerprint.digest}
     checkpoint = result.source.get("checkpoint")
     if checkpoint:

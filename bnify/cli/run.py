@@ -90,22 +90,24 @@ def _run(words: list[str], streams: Streams) -> int:
 def _application(words: Sequence[str]) -> typer.Typer:
     """The Typer application.
 
-    The two options that install shell completion stand before any verb. Leaving them out behind
-    one spares ``bnify VERB`` the import of pydantic, half of its time to ``--help``.
+    Options of the group (help, version, shell completion) stand before any verb. Leaving
+    them out behind one spares ``bnify VERB --help`` the import of pydantic, half of its time.
     """
     names = {verb.__name__ for verb in VERBS}
-    completion = not (words and words[0] in names) or "_BNIFY_COMPLETE" in os.environ
+    before_verb = not (words and words[0] in names) or "_BNIFY_COMPLETE" in os.environ
     app = typer.Typer(
         name="bnify",
         help="Put normalization into PyTorch models, and prove each step with numbers.",
-        add_completion=completion,
+        add_completion=before_verb,
+        add_help_option=before_verb,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         epilog="exit codes: 0 done and verified, 1 checked and failed, 2 wrong command line, "
         "3 found while doing it, 70 a bug of bnify, 130 interrupted",
     )
-    app.callback()(_top)
+    if before_verb:
+        app.callback()(_top)
     for verb in VERBS:
         app.command(cls=GroupedCommand, short_help=SHORT[verb.__name__])(verb)
     return app
@@ -144,7 +146,7 @@ def _report(error: Exception, words: Sequence[str], streams: Streams) -> int:
     if form is Form.JSON:
         streams.emit(render_error(known, verb, form))
         return known.exit_code
-    if hasattr(result, "plan"):
+    if getattr(result, "verification", None) is not None:
         streams.emit(_render_failed(result, form, words, streams))
     colored = wants_color(
         _value_of("--color", words) or "auto",

@@ -12,7 +12,6 @@ from bnify.cli import options as o
 from bnify.cli.config import read_config
 from bnify.cli.session import Session
 from bnify.cli.source import InputOptions, ModelOptions, load_batches, load_inputs, load_source
-from bnify.environment import environment
 
 if TYPE_CHECKING:
     from bnify.structure import Call
@@ -82,7 +81,9 @@ def verify(
 ) -> int:
     """Judge B by how far it is from A, measured against A's own rounding error.
 
-    --weights belongs to A. Example: bnify verify net.py:Net model.onnx --weights net.safetensors
+    The weights of A are --weights, those of B --candidate-weights.
+
+    Example: bnify verify net.py:Net model.onnx --weights net.safetensors
     """
     session = Session(ctx, fmt=fmt, color=color, quiet=quiet, verbose=verbose)
     config = read_config(Path.cwd())
@@ -123,6 +124,7 @@ def verify(
     with session.work():
         from bnify import api
         from bnify.devices import resolve
+        from bnify.environment import environment
 
         resolve(where)
         left, left_call = _side(first, session)

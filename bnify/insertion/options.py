@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -65,7 +66,7 @@ class InsertOptions:
             raise UsageError(f"unknown init {self.init!r}", hint="one of: " + ", ".join(INITS))
         for name, value, good in (
             ("batch_size", self.batch_size, self.batch_size is None or self.batch_size >= 1),
-            ("eps", self.eps, self.eps is None or self.eps > 0),
+            ("eps", self.eps, self.eps is None or 0 < self.eps < math.inf),
             ("momentum", self.momentum, self.momentum is None or 0 < self.momentum <= 1),
             ("groups", self.groups, self.groups is None or self.groups >= 1),
         ):

@@ -53,6 +53,8 @@ def plan_insert(
     chosen: list[tuple[Candidate, Edit]] = []
     for layer in layers:
         norm = resolve(options.norm, linear=layer.linear, batch_size=batch_size, world_size=world)
+        if norm == "sync" and _backend() == "gloo":
+            norm = "batch"
         context = Context(captured, facts, options, batch_size, norm)
         skip = _refusal(layer, context, selection)
         if skip is not None:
@@ -206,8 +208,10 @@ def _notes(
     if kinds - BATCH_KINDS:
         others = ", ".join(sorted(kinds - BATCH_KINDS))
         yield f"{others} norm stays at inference: only batch norm folds away"
-    if "sync" in kinds and not _synchronises():
-        yield "sync works as plain batch norm here: no process group that can synchronise"
+    if "sync" in kinds and not _backend():
+        yield "sync works as plain batch norm until a process group is up"
+    if options.norm in ("sync", "auto") and "batch" in kinds and _backend() == "gloo":
+        yield "batch norm in place of sync: SyncBatchNorm does not run on the gloo backend"
     frozen = [c.layer for c, _ in chosen if is_frozen(c)]
     if frozen:
         yield f"{len(frozen)} frozen layers get a trainable norm; skip_frozen leaves them alone"
@@ -219,7 +223,7 @@ def _world_size() -> int:
     return distributed.get_world_size() if ready else 1
 
 
-def _synchronises() -> bool:
-    """Whether SyncBatchNorm can run in train mode: torch has it for GPU backends only."""
+def _backend() -> str:
+    """The backend that would synchronise; empty without a process group."""
     ready = distributed.is_available() and distributed.is_initialized()
-    return ready and "gloo" not in str(distributed.get_backend())
+    return str(distributed.get_backend()) if ready else ""

@@ -18,9 +18,15 @@ from bnify.capture import Captured
 from bnify.graph import Facts
 from bnify.insertion.options import InsertOptions
 from bnify.insertion.sites import Candidate, activation_call, effective_rows
-from bnify.insertion.walk import activation_after, join_after, norm_after, norm_before
+from bnify.insertion.walk import (
+    activation_after,
+    join_after,
+    norm_after,
+    norm_before,
+    same_elements,
+)
 from bnify.layers import carries_norm
-from bnify.norms import PER_CHANNEL_KINDS
+from bnify.norms import PER_CHANNEL_KINDS, group_count
 from bnify.plan import Reason
 
 
@@ -36,7 +42,9 @@ class Context:
 
 
 def never_called(layer: Candidate, context: Context) -> str | None:
-    """The forward pass does not run it."""
+    """The forward pass does not run it, or not in both modes: its norm would never learn."""
+    if layer.calls and layer.train_calls == 0:
+        return "it runs in eval mode only"
     if layer.calls or layer.operators:
         return None
     return "it runs in train mode only" if layer.train_calls else ""
@@ -55,6 +63,10 @@ def inside_fused_module(layer: Candidate, context: Context) -> str | None:
 
 def custom_forward(layer: Candidate, context: Context) -> str | None:
     """What the layer returns is not what its weight computes."""
+    if layer.module is not None and carries_norm(layer.module):
+        return None  # that is ours; already_carries tells
+    if hasattr(layer.module, "norm"):
+        return "it has an attribute 'norm' of its own, which the new norm would replace"
     returned = [c.outputs for c in layer.calls]
     own = {op.node for op in layer.inside}
     for outputs in returned:
@@ -156,10 +168,15 @@ def gate(layer: Candidate, context: Context) -> str | None:
 
 
 def one_value_per_channel(layer: Candidate, context: Context) -> str | None:
-    """Batch and instance norm have nothing to take a variance over."""
-    if context.norm not in PER_CHANNEL_KINDS:
-        return None
+    """The norm has nothing to take a variance over."""
     shape = layer.value.meta["shape"]
+    if context.norm not in PER_CHANNEL_KINDS:
+        values = shape[-1] if layer.linear else math.prod(shape[1:])
+        groups = 1
+        if context.norm == "group":
+            groups = context.options.groups or group_count(shape[layer.axis], linear=layer.linear)
+        single = f"{context.norm} norm of a single value is a constant"
+        return single if values == groups else None
     spatial = math.prod(shape[2:]) if not layer.linear else math.prod(shape[1:-1])
     if spatial == 1 and (not layer.linear or context.norm == "instance"):
         return f"its output is {'×'.join(map(str, shape[1:]))}; another kind of norm would do"
@@ -200,9 +217,15 @@ def functional_activation(layer: Candidate, context: Context) -> str | None:
     if not context.options.after_act:
         return None
     activation = activation_after(context.facts, layer.value)
-    if activation is None or activation_call(context.captured, context.facts, activation):
+    if activation is None:
+        return None
+    if same_elements(context.facts, layer.value, activation) and activation_call(
+        context.captured, context.facts, activation
+    ):
         return None
     where = activation.meta["module"]
+    if not same_elements(context.facts, layer.value, activation):
+        return f"{where or context.facts.name[activation]} works on a reshaped value"
     return (
         f"{context.facts.name[activation]} runs in {where or type(context.captured.model).__name__}"
     )
@@ -214,6 +237,7 @@ Rule = Callable[[Candidate, Context], str | None]
 RULES: Final[tuple[tuple[Reason, Rule, bool], ...]] = (
     (Reason.NEVER_CALLED, never_called, False),
     (Reason.INSIDE_FUSED_MODULE, inside_fused_module, False),
+    (Reason.ALREADY_NORMED, already_carries, False),
     (Reason.CUSTOM_FORWARD, custom_forward, False),
     (Reason.NO_BATCH_AXIS, no_batch_axis, False),
     (Reason.FROZEN, frozen, False),
@@ -221,7 +245,6 @@ RULES: Final[tuple[tuple[Reason, Rule, bool], ...]] = (
     (Reason.WEIGHT_STANDARDISED, weight_standardised, False),
     (Reason.TIED_WEIGHTS, tied_weights, False),
     (Reason.CALLED_MORE_THAN_ONCE, called_more_than_once, False),
-    (Reason.ALREADY_NORMED, already_carries, False),
     (Reason.OUTPUT_HEAD, output_head, True),
     (Reason.ALREADY_NORMED, already_normed, True),
     (Reason.GATE, gate, True),

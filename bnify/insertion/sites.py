@@ -179,7 +179,7 @@ def _functional(
         owner = root.rpartition(".")[0]
         recurrent = isinstance(modules.get(owner), (nn.RNNBase, nn.RNNCellBase))
         layer = owner if recurrent else root
-        if layer in seen or not (recurrent or name.startswith(("linear", "conv"))):
+        if layer in seen or not (recurrent or name.startswith(("linear", "conv", "addmm"))):
             continue
         seen.add(layer)
         module = modules.get(owner) if recurrent else None

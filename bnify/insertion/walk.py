@@ -8,6 +8,10 @@ from bnify import ops
 from bnify.graph import Facts
 
 _PASSED = ops.VIEWS | ops.DROPOUTS | ops.POOLS
+#: Views that keep every element where it is.
+_COPIES = frozenset(
+    {"alias", "clone", "contiguous", "detach", "lift_fresh", "to", "_to_copy", "type_as"}
+)
 
 
 def norm_after(facts: Facts, value: fx.Node) -> fx.Node | None:
@@ -107,6 +111,16 @@ def residual_add_after(facts: Facts, value: fx.Node) -> fx.Node | None:
             if facts.name[user] in ops.VIEWS | ops.DROPOUTS:
                 pending.append(user)
     return None
+
+
+def same_elements(facts: Facts, value: fx.Node, later: fx.Node) -> bool:
+    """Whether nothing between the two moves elements: channels stay on their axis."""
+    node = ops.first(later)
+    while node is not None and node is not value:
+        if facts.name[node] in ops.VIEWS and facts.name[node] not in _COPIES:
+            return False
+        node = ops.first(node)
+    return True
 
 
 def activation_after(facts: Facts, value: fx.Node) -> fx.Node | None:

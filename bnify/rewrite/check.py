@@ -65,6 +65,8 @@ def _problem(
             return f"the model has no module {path!r}"
         if carries_norm(module):
             return f"{path} carries a norm already"
+        if hasattr(module, "norm"):
+            return f"{path} has an attribute 'norm' of its own"
     if at not in outputs:
         return f"the forward pass does not call {at}"
     if len(outputs[at]) != 1:
@@ -72,12 +74,19 @@ def _problem(
     shape = outputs[at][0].meta["shape"]
     if edit.dims != len(shape) or not 0 < edit.axis < len(shape):
         return f"axis {edit.axis} of {edit.dims} dims, but the value has shape {list(shape)}"
+    wanted = len(shape) - 1 if isinstance(captured.model.get_submodule(edit.layer), nn.Linear) else 1
+    if edit.axis != wanted:
+        return f"axis {edit.axis}, but the channels of {edit.layer_type or at} are axis {wanted}"
     if shape[edit.axis] != edit.channels:
         return f"{edit.channels} channels, but the value has shape {list(shape)}"
     if counts[at] != edit.calls:
         return f"{edit.calls} norms, but {at} is called {counts[at]} times"
-    if edit.groups is not None and edit.channels % edit.groups:
+    if edit.groups is not None and (edit.groups < 1 or edit.channels % edit.groups):
         return f"{edit.groups} groups do not divide {edit.channels} channels"
+    if edit.eps is not None and not 0 < edit.eps < float("inf"):
+        return f"eps {edit.eps} is out of range"
+    if edit.momentum is not None and not 0 < edit.momentum <= 1:
+        return f"momentum {edit.momentum} is out of range"
     if edit.norm == "instance" and (edit.dims == 2 or edit.tokens):
         return "instance norm needs a spatial axis"
     if edit.drop_bias and (edit.norm not in BATCH_KINDS or at != edit.layer):

@@ -17,7 +17,7 @@ from bnify.plan import Plan
 from bnify.saved.folder import ONNX, OURS, RECIPE, REPORT, SCHEMA, WEIGHTS
 from bnify.saved.state import state_of, write_tensors
 from bnify.strict_json import dumps
-from bnify.structure import Call
+from bnify.structure import Call, draw
 from bnify.verdict import Verification
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def write(
     call: Call | None = None,
     device: str = "cpu",
     seed: int | None = None,
+    opset: int | None = None,
+    k: float = 10.0,
 ) -> Saved:
     """Write the four files beside ``directory`` and put them in place together.
 
@@ -79,6 +81,8 @@ def write(
         call: Inputs to export with; None draws them from the plan.
         device: Where the exported file is checked.
         seed: Noted in the report.
+        opset: Of the ONNX file; torch's own when None.
+        k: How many times the float32 model's own error the ONNX file may be off.
 
     Raises:
         UsageError: The folder exists, or holds files that bnify did not write.
@@ -94,7 +98,12 @@ def write(
             "model": result.plan.fingerprint.digest,
             "weights": file_sha256(folder / WEIGHTS),
         }
-        export = _export(result, folder / ONNX, call, device) if onnx else None
+        inputs = call if call is not None else draw(result.plan.call, result.plan.inputs)
+        export = (
+            _export(result.model, inputs, folder / ONNX, device=device, opset=opset, k=k)
+            if onnx
+            else None
+        )
         if export is not None:
             hashes["onnx"] = file_sha256(folder / ONNX)
         if result.source.get("checkpoint"):
@@ -129,26 +138,21 @@ def write(
     return Saved(directory=target, files=files, report={**report, "files": files}, export=export)
 
 
-def _export(result: Savable, path: Path, call: Call | None, device: str) -> Export:
+def _export(
+    model: nn.Module, inputs: Call, path: Path, *, device: str, opset: int | None, k: float
+) -> Export:
     """The ONNX file of an eval copy, checked against it."""
     from bnify.borrow import copy_model
     from bnify.exporting import export_onnx
-    from bnify.structure import draw
 
-    inputs = call if call is not None else draw(result.plan.call, result.plan.inputs)
+    without = "leave the ONNX file out with --no-onnx (onnx=False)"
     try:
-        export = export_onnx(copy_model(result.model).eval(), inputs, path, device=device)
+        return export_onnx(copy_model(model).eval(), inputs, path, device=device, opset=opset, k=k)
     except ExportError as error:
-        without = "leave the ONNX file out with --no-onnx (onnx=False)"
         hint = f"{error.hint}; or {without}" if error.hint else without
         raise ExportError(error.message, hint=hint) from error
-    if export.verification is not None and not export.verification.passed:
-        raise VerificationError(
-            "the exported ONNX file does not compute what the model computes; nothing was written",
-            hint="leave the file out with --no-onnx, and report the model",
-            result=export,
-        )
-    return export
+    except VerificationError as error:
+        raise VerificationError(error.message, hint=without, result=error.result) from error
 
 
 def export_facts(export: Export) -> dict[str, Any]:

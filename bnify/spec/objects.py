@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,7 +120,7 @@ def _run_file(target: Target) -> tuple[ModuleType, Path, str]:
 def _private_name(path: Path) -> str:
     """A module name no one else uses; another one each time, so that a reload keeps the first."""
     stem = "".join(c if c.isalnum() else "_" for c in path.stem)
-    name = f"_bnify_spec_{stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"_bnify_spec_{stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
     tries = 1
     while (unique := name if tries == 1 else f"{name}_{tries}") in sys.modules:
         tries += 1

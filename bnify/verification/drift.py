@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnify.borrow import copy_model, fused_attention, in_mode, seeded
+from bnify.layers import without_synchronisation
 from bnify.structure import Call, outputs_of
 from bnify.verdict import Drift
 from bnify.verification.measures import mismatch, relative_l2
@@ -21,7 +22,10 @@ def train_drift(original: nn.Module, result: nn.Module, call: Call) -> Drift | N
     None where the outputs cannot be compared.
     """
     with fused_attention(enabled=False):
-        want, got = _train_outputs(original, call), _train_outputs(result, call)
+        try:
+            want, got = _train_outputs(original, call), _train_outputs(result, call)
+        except (RuntimeError, ValueError, TypeError):
+            return None  # the user's model may be made for one batch size, or for eval mode only
     pairs = [
         (a, b)
         for a, b in zip(got, want, strict=False)
@@ -34,6 +38,6 @@ def train_drift(original: nn.Module, result: nn.Module, call: Call) -> Drift | N
 
 
 def _train_outputs(model: nn.Module, call: Call) -> list[Tensor]:
-    working = copy_model(model)
+    working = without_synchronisation(copy_model(model))
     with torch.no_grad(), seeded(0), in_mode(working, train=True):
         return [tensor for _, tensor in outputs_of(call.clone()(working))]

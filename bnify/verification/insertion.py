@@ -6,6 +6,7 @@ import torch
 from torch import fx, nn
 
 from bnify.borrow import copy_model, evaluating, fused_attention, seeded
+from bnify.devices import full_precision
 from bnify.structure import Call, outputs_of, run_graph
 from bnify.verdict import Check, Verification
 from bnify.verification.algebra import Realised, check_insertion
@@ -32,6 +33,17 @@ def verify_insertion(
         graph: The rewritten recording that will be handed out.
         drift_call: Inputs at the training batch size, for the train-mode drift.
     """
+    with full_precision():
+        return _verify(realised, original, result, graph, drift_call)
+
+
+def _verify(
+    realised: Realised,
+    original: nn.Module,
+    result: nn.Module,
+    graph: fx.GraphModule,
+    drift_call: Call,
+) -> Verification:
     if not realised.plan.edits:
         check = _delivered(result, graph, realised.call)
         return Verification(

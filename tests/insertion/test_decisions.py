@@ -73,11 +73,19 @@ def test_the_head_is_the_head(name):
     assert heads == [wanted[name]]
 
 
-@pytest.mark.parametrize("entry", list(zoo.small()), ids=lambda e: e.name)
+SMALL = list(zoo.small())
+OWN = [e for e in SMALL if e.name.startswith("own:")]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"include": "*"}, {"norm": "rms"}, {"position": "after-act"}, {"per_call": True}],
-    ids=["default", "include", "rms", "after-act", "per-call"],
+    ("entry", "options"),
+    [(entry, {"include": "*"}) for entry in SMALL]
+    + [
+        (entry, options)
+        for entry in OWN
+        for options in ({}, {"norm": "rms"}, {"position": "after-act"}, {"per_call": True})
+    ],
+    ids=lambda v: v.name if isinstance(v, zoo.Entry) else "-".join(map(str, v.values())),
 )
 def test_every_layer_is_an_edit_or_a_skip_exactly_once(entry, options):
     model = entry.build()
@@ -94,7 +102,6 @@ def test_every_layer_is_an_edit_or_a_skip_exactly_once(entry, options):
         )
 
 
-OWN = [e for e in zoo.small() if e.name.startswith("own:")]
 OPTIONS = {
     "default": {},
     "include": {"include": "*"},

@@ -1,0 +1,129 @@
+"""A dropped bias lives on in the running mean: the function, and every checkpoint, stays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import bnify
+import laws
+
+
+def cnn(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 4, 2, bias=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 49, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.normal_(0, 3)
+    return model
+
+
+X = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_bias_is_gone_where_there_was_one():
+    result = bnify.insert(cnn(), X, drop_bias=True)
+    assert [(e.layer, e.drop_bias) for e in result.plan.edits] == [
+        ("0", True),
+        ("2", False),
+        ("5", True),
+    ]
+    keys = set(result.model.state_dict())
+    assert "0.bias" not in keys
+    assert "7.bias" in keys
+    assert not any("dropped" in key for key in keys)
+    assert result.verification.passed
+    assert not laws.training_step(result.model, X)
+
+
+@pytest.mark.parametrize("norm", ["batch", "sync", "batch-noaffine"])
+def test_reset_in_eval_is_the_function_with_the_bias_kept(norm):
+    kept = bnify.insert(cnn(), X, norm=norm).model
+    dropped = bnify.insert(cnn(), X, norm=norm, drop_bias=True).model
+    assert laws.worst_error(laws.run64(kept, X), laws.run64(dropped, X)) < 1e-6
+
+
+def test_preserve_with_a_dropped_bias_is_the_original():
+    model = cnn().double()
+    result = bnify.insert(model, X.double(), init="preserve", data=X.double(), drop_bias=True)
+    laws.assert_same_function(model, result.model, X)
+
+
+def test_train_mode_is_the_same_with_and_without():
+    kept = bnify.insert(cnn().double(), X.double()).model
+    dropped = bnify.insert(cnn().double(), X.double(), drop_bias=True).model
+    assert laws.worst_error(laws.run64(kept, X, train=True), laws.run64(dropped, X, train=True)) < 1e-12
+
+
+def test_an_old_checkpoint_gives_the_old_function():
+    """The bias of the checkpoint is folded in at load, not lost."""
+    model = bnify.insert(cnn(0), X, drop_bias=True).model
+    other = cnn(5)
+    loaded = model.load_state_dict(other.state_dict(), strict=False)
+    assert loaded.unexpected_keys == []
+    assert all(".norm." in key for key in loaded.missing_keys)
+    want = bnify.insert(other, X).model
+    assert laws.worst_error(laws.run64(want, X), laws.run64(model, X)) < 1e-6
+    model.load_state_dict(cnn(6).state_dict(), strict=False)  # and again
+    want = bnify.insert(cnn(6), X).model
+    assert laws.worst_error(laws.run64(want, X), laws.run64(model, X)) < 1e-6
+
+
+def test_a_checkpoint_of_an_undropped_insertion_loads():
+    kept = bnify.insert(cnn(3), X).model
+    for _ in range(3):
+        laws.training_step(kept, X, lr=0.01)
+    dropped = bnify.insert(cnn(0), X, drop_bias=True).model
+    dropped.load_state_dict(kept.state_dict())  # strict
+    assert laws.worst_error(laws.run64(kept, X), laws.run64(dropped, X)) < 1e-5
+
+
+def test_its_own_checkpoint_loads_strictly():
+    model = bnify.insert(cnn(3), X, drop_bias=True).model
+    laws.training_step(model, X)
+    fresh = bnify.insert(cnn(4), X, drop_bias=True).model
+    fresh.load_state_dict(model.state_dict())
+    assert laws.worst_error(laws.run64(model, X), laws.run64(fresh, X)) == 0
+
+
+def test_loading_does_not_change_the_checkpoint():
+    state = cnn(5).state_dict()
+    before = {key: value.clone() for key, value in state.items()}
+    bnify.insert(cnn(0), X, drop_bias=True).model.load_state_dict(state, strict=False)
+    assert set(state) == set(before)
+    assert all(torch.equal(state[key], before[key]) for key in before)
+
+
+def test_tokens_and_several_calls():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+            nn.init.normal_(self.a.bias)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.a(torch.relu(self.a(x)))).mean(1))
+
+    x = torch.randn(16, 5, 6)
+    model = Net()
+    result = bnify.insert(
+        model, x, include="a", per_call=True, drop_bias=True, init="preserve", data=x
+    )
+    assert result.verification.passed
+    assert laws.worst_error(laws.run64(model, x), laws.run64(result.model, x)) < 1e-6
+    other = Net()
+    fresh = bnify.insert(Net(), x, include="a", per_call=True, drop_bias=True).model
+    fresh.load_state_dict(other.state_dict(), strict=False)
+    want = bnify.insert(other, x, include="a", per_call=True).model
+    assert laws.worst_error(laws.run64(want, x), laws.run64(fresh, x)) < 1e-6

@@ -239,11 +239,11 @@ def verify(
     )
 
 
-def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(dir: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Rebuild the model of a folder that :meth:`Result.save` wrote, in eval mode.
 
     Args:
-        directory: The folder.
+        dir: The folder.
         model: A fresh instance of the original model; required when the folder has no SPEC.
 
     Raises:
@@ -252,7 +252,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     from bnify.saved import load as load_folder
 
-    return load_folder(directory, model, apply=_rebuild)
+    return load_folder(dir, model, apply=_rebuild)
 
 
 # -- the stages ----------------------------------------------------------------------------------

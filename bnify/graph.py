@@ -163,9 +163,8 @@ class Facts:
             name = self.name[node]
             if node in self.static:
                 continue
-            if name in ops.NORMS:
-                normed.add(node)
-            elif name == "getitem" and ops.first(node) in normed and node.args[1] == 0:
+            part = name == "getitem" and ops.first(node) in normed and node.args[1] == 0
+            if name in ops.NORMS or part:
                 normed.add(node)
             elif name == "mul" and any(
                 s in self.static and self._scales(s) for s in ops.sources(node)
@@ -219,9 +218,10 @@ class Facts:
                 name = self.name[user]
                 if name in ("mul", "div") and any(self._near(o, behind) for o in others):
                     products.add(user)
-                elif name in ops.VIEWS or name in ("add", "reciprocal", "clamp", "clamp_min"):
-                    if all(o in self.static for o in others):
-                        pending.append(user)
+                elif (name in ops.VIEWS or name in _AFTER_ROOT) and all(
+                    o in self.static for o in others
+                ):
+                    pending.append(user)
         return products
 
     def _near(self, node: fx.Node, behind: set[fx.Node]) -> bool:
@@ -292,6 +292,7 @@ class Facts:
         return found.pop() if len(found) == 1 else None
 
 
+_AFTER_ROOT = frozenset({"add", "reciprocal", "clamp", "clamp_min"})
 _STATISTIC_STEPS = ops.REDUCTIONS | ops.VIEWS | {"add", "pow", "square", "mul", "sub", "clamp"}
 _BEFORE_SOFTMAX = ops.VIEWS | {"add", "sub", "mul", "div", "masked_fill", "where", "add_"}
 _BESIDE_ATTENTION = ops.VIEWS | ops.DROPOUTS | {"mul", "div", "add", "cat", "stack", "neg", "sub"}

@@ -67,7 +67,7 @@ class Result:
             "files": dict(self.files),
         }
 
-    def save(self, directory: str | Path, onnx: bool = True, force: bool = False) -> Path:
+    def save(self, dir: str | Path, onnx: bool = True, force: bool = False) -> Path:
         """Write weights, plan, report and (unless ``onnx=False``) the verified ONNX file.
 
         Returns:
@@ -79,7 +79,7 @@ class Result:
         """
         from bnify.saved import save
 
-        return save(self, directory, onnx=onnx, force=force)
+        return save(self, dir, onnx=onnx, force=force)
 
     def strip(self) -> nn.Module:
         """A copy of the model that does not need bnify to be unpickled.

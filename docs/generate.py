@@ -72,9 +72,9 @@ def click_commands() -> dict[str, Any]:
     """The command line's verbs as click sees them, in the order of ``--help``."""
     import typer
 
-    from bnify.cli.run import _application
+    from bnify.cli.run import application
 
-    group: Any = typer.main.get_command(_application(["insert"]))
+    group: Any = typer.main.get_command(application(["insert"]))
     return {name: group.commands[name] for name in group.list_commands(None)}
 
 

@@ -45,7 +45,11 @@ def test_insert_on_cuda_decides_and_passes_as_on_cpu(entry) -> None:
 @pytest.mark.parametrize("norm", ["batch", "sync", "group", "layer", "instance", "rms"])
 def test_every_kind_trains_on_cuda(norm: str) -> None:
     model = nn.Sequential(
-        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 32), nn.ReLU(),
+        nn.Conv2d(3, 16, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(576, 32),
+        nn.ReLU(),
         nn.Linear(32, 4),
     ).cuda()
     result = bnify.insert(model, torch.randn(8, 3, 8, 8, device="cuda"), norm=norm)

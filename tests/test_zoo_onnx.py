@@ -44,7 +44,9 @@ def test_rewritten_model_exports_and_the_file_is_within_budget(name: str, tmp_pa
     assert exported.norms_before >= len(model.plan.edits)
     batches = [check for check in exported.verification.checks if "batch size" in check.name]
     assert [(check.name, check.passed) for check in batches] == [("batch size 1, 5", True)]
-    assert all(o.budget_ratio is None or o.budget_ratio <= 10 for o in exported.verification.outputs)
+    assert all(
+        o.budget_ratio is None or o.budget_ratio <= 10 for o in exported.verification.outputs
+    )
 
 
 def _unsettle(model: torch.nn.Module) -> None:

@@ -53,12 +53,6 @@ def record(
         CaptureError: forward() raised; the message has its last line in the user's code.
     """
     call = as_call(inputs)
-    lazy = next((n for n, t in _named_state(model) if nn.parameter.is_lazy(t)), None)
-    if lazy is not None:
-        raise CaptureError(
-            f"{type(model).__name__} has lazy parameters that no input has given a shape ({lazy})",
-            hint="run model(inputs) once before",
-        )
     attempts = (True, False)  # below autograd; else plain no_grad, where composites are split
     for below in attempts:
         working = without_synchronisation(_fake_copy(model) if fake else copy_model(model))
@@ -172,7 +166,10 @@ def _fake_copy(model: nn.Module) -> nn.Module:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     memo: dict[int, Any] = {}
     tensors = WeakIdKeyDictionary()
-    for _, tensor in _named_state(model):
+    for _, tensor in (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ):
         if tensor not in tensors:
             faked: torch.Tensor = mode.from_tensor(tensor.detach())
             if isinstance(tensor, nn.Parameter):
@@ -182,11 +179,6 @@ def _fake_copy(model: nn.Module) -> nn.Module:
     copied = copy_model(model, memo)
     object.__setattr__(copied, "_bnify_fake_mode", mode)
     return copied
-
-
-def _named_state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _mode_of(model: nn.Module) -> Any:

@@ -75,7 +75,7 @@ def run(arguments: Sequence[str] | None = None, *, restore: bool = False) -> int
 
 def _run(words: list[str], streams: Streams) -> int:
     try:
-        command = typer.main.get_command(_application(words))
+        command = typer.main.get_command(application(words))
         code = command.main(words, prog_name="bnify", standalone_mode=False, obj=streams)
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
@@ -87,7 +87,7 @@ def _run(words: list[str], streams: Streams) -> int:
         return _report(error, words, streams)
 
 
-def _application(words: Sequence[str]) -> typer.Typer:
+def application(words: Sequence[str]) -> typer.Typer:
     """The Typer application.
 
     Options of the group (help, version, shell completion) stand before any verb. Leaving

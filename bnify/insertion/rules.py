@@ -41,7 +41,7 @@ class Context:
     norm: str  # resolved for the layer at hand, never "auto"
 
 
-def never_called(layer: Candidate, context: Context) -> str | None:
+def never_called(layer: Candidate, _context: Context) -> str | None:
     """The forward pass does not run it, or not in both modes: its norm would never learn."""
     if layer.calls and layer.train_calls == 0:
         return "it runs in eval mode only"
@@ -91,7 +91,7 @@ def is_frozen(layer: Candidate) -> bool:
     return layer.module is not None and not any(p.requires_grad for p in layer.module.parameters())
 
 
-def no_batch_axis(layer: Candidate, context: Context) -> str | None:
+def no_batch_axis(layer: Candidate, _context: Context) -> str | None:
     """A Linear on a vector, or a convolution on an unbatched image."""
     shape = layer.value.meta["shape"]
     least = 2 if layer.linear else len(layer.module.kernel_size) + 2  # type: ignore[union-attr, arg-type]
@@ -197,7 +197,7 @@ def pre_norm(layer: Candidate, context: Context) -> str | None:
     return None
 
 
-def token_layer(layer: Candidate, context: Context) -> str | None:
+def token_layer(layer: Candidate, _context: Context) -> str | None:
     """A Linear on more than two dimensions."""
     shape = layer.value.meta["shape"]
     if not layer.linear or len(shape) < 3:

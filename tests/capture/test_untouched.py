@@ -132,13 +132,6 @@ def test_a_model_with_non_leaf_caches_is_recorded():
     assert not net.cache["first"].is_leaf
 
 
-def test_a_lazy_model_is_refused_with_its_remedy():
-    with pytest.raises(CaptureError) as error:
-        record(nn.Sequential(nn.LazyLinear(4)), draw(2, 3))
-    assert "lazy" in str(error.value).lower()
-    assert error.value.hint
-
-
 def test_a_model_that_cannot_be_copied_is_refused_with_its_reason():
     import threading
 

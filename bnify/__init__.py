@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     )
     from bnify.exporting import Export
     from bnify.optim import param_groups
-    from bnify.plan import Edit, Plan, Reason, Skip
+    from bnify.plan import Edit, Plan, Skip
+    from bnify.reason import Reason
     from bnify.result import Result
     from bnify.verdict import Verification
 
@@ -42,7 +43,7 @@ _HOME = {
     "ExportError": "errors",
     "Plan": "plan",
     "PlanError": "errors",
-    "Reason": "plan",
+    "Reason": "reason",
     "Result": "result",
     "Skip": "plan",
     "SpecError": "errors",

@@ -14,7 +14,7 @@ from bnify.accept import accept
 from bnify.borrow import copy_model
 from bnify.calibrate import pool
 from bnify.capture import Captured, make_symbolic, record
-from bnify.errors import CaptureError, VerificationError
+from bnify.errors import CaptureError, PlanError, VerificationError
 from bnify.insertion import InsertOptions, plan_insert
 from bnify.optim import check_optimizer, extend_optimizer
 from bnify.plan import Plan
@@ -275,10 +275,11 @@ def _any_batch(captured: Captured) -> str | None:
     if captured.call.batch is None:
         return None
     try:
-        other = record(captured.model, captured.call.resized(captured.call.batch + 1))
+        sizes = (captured.call.batch + 1, captured.call.batch + 3)
+        others = [record(captured.model, captured.call.resized(size)) for size in sizes]
     except CaptureError:
         return f"the model runs at batch size {captured.call.batch} only"
-    return make_symbolic(captured, other)
+    return make_symbolic(captured, *others)
 
 
 def _record_train(model: nn.Module, call: Call) -> tuple[Captured | None, list[str]]:
@@ -368,6 +369,13 @@ def _batches(data: Any, call: Call, model: nn.Module) -> Iterator[Call]:
         yield call
         return
     batches: Iterable[Any] = [data] if isinstance(data, (Tensor, Mapping, Call)) else data
+    try:
+        batches = iter(batches)
+    except TypeError:
+        raise PlanError(
+            f"data is a {type(data).__name__}, which yields no batches",
+            hint="pass a loader, a list of batches, or one tensor",
+        ) from None
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for batch in batches:
         matched = batch if isinstance(batch, Call) else match_batch(batch, call, model)

@@ -126,7 +126,7 @@ def pool(
             for batch in batches:
                 counts.clear()
                 try:
-                    batch(model)
+                    batch.clone()(model)  # the model may write to its inputs
                 except Exception as error:  # forward() is user code
                     raise _failure(seen, error) from error
                 seen += 1

@@ -14,12 +14,18 @@ from bnify.borrow import copy_model
 def double(model: nn.Module) -> nn.Module:
     """A float64 copy of a model: parameters, buffers and plain tensor attributes."""
     # Not model.double(): people give their own methods that name.
-    copied = nn.Module.to(copy_model(model), torch.float64)
+    copied: nn.Module = nn.Module._apply(copy_model(model), _widest)  # type: ignore[no-untyped-call]
     for module in copied.modules():
         for name, value in vars(module).items():
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 setattr(module, name, value.double())
     return copied
+
+
+def _widest(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_complex():  # Module.to(torch.float64) would discard the imaginary part
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def widened(value: Any) -> Any:

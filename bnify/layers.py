@@ -17,6 +17,7 @@ from bnify.borrow import own_generated_class
 
 M = TypeVar("M", bound=nn.Module)
 
+
 class TokenNorm(nn.Module):
     """Normalize the last axis of (N, ..., C) with a norm that wants (N, C).
 

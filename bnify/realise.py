@@ -57,6 +57,10 @@ class Realisations:
         rewritten = rewrite_tree(copy_model(self.model), self.plan, norms)
         return without_synchronisation(rewritten).eval()
 
+    def recorded(self) -> fx.GraphModule:
+        """The eval recording before any edit."""
+        return self._eval.module()
+
     def graph(self, *, train: bool) -> fx.GraphModule:
         """The rewritten recording."""
         captured = self._eval

@@ -119,8 +119,13 @@ class Call:
         """The same call at another batch size: samples repeated or left out.
 
         Tensors whose first axis is not as long as the batch stay as they are.
+
+        Raises:
+            CaptureError: There is no sample to repeat.
         """
         size = self.batch
+        if size == 0 < batch:
+            raise CaptureError("the inputs hold no sample", hint="pass a batch of 1 or more")
 
         def resize(tensor: Tensor) -> Tensor:
             if not tensor.ndim or tensor.shape[0] != size:

@@ -108,9 +108,7 @@ class Pass:
                 losses.append((output * draw.to(output.dtype)).sum())
         if gradients and losses:
             torch.stack([loss.double() for loss in losses]).sum().backward()
-        self.gradients = {
-            name: p.grad for name, p in run.named_parameters() if p.grad is not None
-        }
+        self.gradients = {name: p.grad for name, p in run.named_parameters() if p.grad is not None}
 
 
 def run_model(model: nn.Module, call: Call, *, train: bool, gradients: bool) -> Pass:

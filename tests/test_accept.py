@@ -106,7 +106,8 @@ def test_a_compiled_part_runs_eagerly():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_scripted_and_traced():
-    for net in (torch.jit.script(model()), torch.jit.trace(model(), X)):
+    part = nn.Sequential(nn.Linear(6, 6), torch.jit.script(model()))
+    for net in (torch.jit.script(model()), torch.jit.trace(model(), X), part):
         assert "TorchScript" in refused(bnify.PlanError, net).message
 
 

@@ -130,8 +130,13 @@ def test_modules_on_convolutions(norm, kind):
 
 @pytest.mark.parametrize(
     ("norm", "kind"),
-    [("batch", TokenNorm), ("sync", TokenNorm), ("group", TokenNorm)]
-    + [("layer", nn.LayerNorm), ("rms", nn.RMSNorm)],
+    [
+        ("batch", TokenNorm),
+        ("sync", TokenNorm),
+        ("group", TokenNorm),
+        ("layer", nn.LayerNorm),
+        ("rms", nn.RMSNorm),
+    ],
 )
 def test_modules_on_tokens(norm, kind):
     x = torch.randn(4, 5, 6)
@@ -173,14 +178,23 @@ def test_group_count_is_the_largest_that_leaves_enough(channels, linear):
 
 @pytest.mark.parametrize(
     ("channels", "linear", "groups"),
-    [(64, False, 8), (64, True, 4), (512, False, 32), (512, True, 32), (7, False, 1), (16, True, 1)],
+    [
+        (64, False, 8),
+        (64, True, 4),
+        (512, False, 32),
+        (512, True, 32),
+        (7, False, 1),
+        (16, True, 1),
+    ],
 )
 def test_group_count_of_known_widths(channels, linear, groups):
     assert group_count(channels, linear=linear) == groups
 
 
 def test_a_linear_with_too_few_channels_gets_layer_norm():
-    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 2))
+    model = nn.Sequential(
+        nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 2)
+    )
     result = bnify.insert(model, torch.randn(4, 6), norm="group")
     assert [(e.norm, e.groups) for e in result.plan.edits] == [("layer", None), ("group", 4)]
     assert result.verification.passed
@@ -190,7 +204,9 @@ def test_groups_that_do_not_divide():
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
     with pytest.raises(bnify.PlanError, match="3 groups do not divide the 16 channels of 0"):
         bnify.insert(model, torch.randn(4, 6), norm="group", groups=3)
-    assert bnify.insert(model, torch.randn(4, 6), norm="group", groups=2).model[0].norm.num_groups == 2
+    assert (
+        bnify.insert(model, torch.randn(4, 6), norm="group", groups=2).model[0].norm.num_groups == 2
+    )
 
 
 # -- auto ------------------------------------------------------------------------------------------
@@ -222,7 +238,11 @@ def test_auto(batch_size, world, conv, linear):
 
 @pytest.mark.parametrize(
     ("batch_size", "kinds", "noisy"),
-    [(2, ["group", "layer"], False), (8, ["batch", "batch"], True), (16, ["batch", "batch"], False)],
+    [
+        (2, ["group", "layer"], False),
+        (8, ["batch", "batch"], True),
+        (16, ["batch", "batch"], False),
+    ],
 )
 def test_auto_in_a_plan(batch_size, kinds, noisy):
     model = nn.Sequential(

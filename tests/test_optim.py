@@ -43,8 +43,9 @@ def test_new_parameters_are_trained_and_the_state_stays(name):
     assert result.model is net
     for n, parameter in old.items():
         for key, value in state[n].items():
-            assert torch.equal(torch.as_tensor(optimizer.state[parameter][key]),
-                               torch.as_tensor(value))
+            assert torch.equal(
+                torch.as_tensor(optimizer.state[parameter][key]), torch.as_tensor(value)
+            )
     first, second = optimizer.param_groups
     new = {n: p for n, p in net.named_parameters() if n not in old}
     assert {id(p) for p in second["params"]} == {id(p) for p in new.values()}
@@ -53,7 +54,9 @@ def test_new_parameters_are_trained_and_the_state_stays(name):
         assert key in ("params", "weight_decay") or second[key] == value
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
     step(net, optimizer)
-    assert all(not torch.equal(p, before[n]) for n, p in net.named_parameters())
+    # Biases before batch norm have no gradient to speak of.
+    moved = {n for n, p in net.named_parameters() if not torch.equal(p, before[n])}
+    assert {*new, "0.weight", "2.weight", "4.weight"} <= moved
 
 
 def test_one_new_group_for_each_source_group():

@@ -72,8 +72,9 @@ def test_the_graph_shares_nothing_with_the_model(entry):
     for tensor in (*result.model.parameters(), *result.model.buffers()):
         if tensor.is_floating_point():
             tensor.data.fill_(0.5)
-    assert all(torch.equal(a, b) for a, b in
-               zip(before, run_graph(result.graph, result.call), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, run_graph(result.graph, result.call), strict=True)
+    )
 
 
 # -- strip -----------------------------------------------------------------------------------------
@@ -182,8 +183,11 @@ def test_folded_calls_leave_no_hook_of_ours(tmp_path, run_python):
     result = bnify.insert(model, x, per_call=True)
     result.model[0].norm = nn.Identity()
     torch.save(result.strip(), tmp_path / "plain.pt")
-    script = "import sys; sys.modules['bnify'] = None; import torch; " + (
-        "torch.load(sys.argv[1], weights_only=False)"
-    )
+    script = """
+import sys
+sys.modules["bnify"] = None
+import torch
+torch.load(sys.argv[1], weights_only=False)
+"""
     ran = run_python("-c", script, tmp_path / "plain.pt")
     assert ran.code == 0, ran.stderr

@@ -168,10 +168,11 @@ def _own_copies(sources: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in sources.items():
         if tensor.layout == torch.strided:
             sharing.setdefault(int(tensor.untyped_storage()._cdata), []).append(name)
-    memory: dict[str, torch.UntypedStorage] = {}
+    memory: dict[str, Any] = {}
     for names in sharing.values():
         if len(names) > 1:
-            memory |= dict.fromkeys(names, sources[names[0]].untyped_storage().clone())
+            storage: Any = sources[names[0]].untyped_storage()
+            memory |= dict.fromkeys(names, storage.clone())
     copies: dict[str, Tensor] = {}
     for name, tensor in sources.items():
         if name in memory:

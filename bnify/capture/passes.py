@@ -139,34 +139,27 @@ def functionalise(graph: fx.Graph) -> int:
 
 
 def stop_gradients(graph: fx.Graph) -> int:
-    """Detach what the model computes under ``no_grad`` where it is read with gradients.
+    """Let what the model runs under ``no_grad`` read detached values.
 
     A value that is written in place under ``no_grad`` keeps the gradient it had before.
 
     Returns:
-        The number of values detached.
+        The number of operators changed.
     """
+    free: set[fx.Node] = set()  # without gradient: made under no_grad
     changed = 0
     for node in list(graph.nodes):
         if node.meta.get("grad") is not False:
             continue
-        written = node.meta.get("writes", ())
-        if written:
-            for source in list(node.all_input_nodes):
+        target = ops.first(node)
+        in_place = target is not None and target in node.meta.get("writes", ())
+        for source in list(node.all_input_nodes):
+            if source not in free:
                 _detach_argument(graph, node, source)
-            if ops.first(node) in written:
-                node.replace_all_uses_with(written[0])
-            changed += 1
-            continue
-        dtype = node.meta.get("dtype")
-        readers = [user for user in node.users if user.meta.get("grad") is not False]
-        if dtype is None or not dtype.is_floating_point or not readers:
-            continue
-        with graph.inserting_after(node):
-            detached = graph.call_function(aten.detach.default, (node,))
-        detached.meta.update(node.meta, writes=())
-        for user in readers:
-            user.replace_input_with(node, detached)
+        if target is not None and in_place and target not in free:
+            node.replace_all_uses_with(target)
+        else:
+            free.add(node)
         changed += 1
     return changed
 
@@ -228,7 +221,7 @@ def _functional(node: fx.Node) -> Any:
     dtype = node.meta["dtype"]
     if any(torch.promote_types(dtype, n.meta["dtype"]) != dtype for n in ops.sources(node)):
         return None
-    if node.meta.get("grad") is False:
+    if node.meta.get("grad") is False and (source.meta.get("grad", True) or source.meta["writes"]):
         return None  # see stop_gradients
     if name[:-1] in _COMPARISONS and dtype is not torch.bool:
         return None

@@ -59,12 +59,22 @@ def record(
         arguments = _fake_call(call, working) if fake else call.clone()
         gradients = train and below
         recorder = Recorder(
-            working, arguments.tensors(model), wide=wide, differentiates=gradients
+            working,
+            arguments.tensors(model),
+            original=model,
+            wide=wide,
+            differentiates=gradients,
         )
         try:
-            with _guards(below, gradients, fake_mode=_mode_of(working) if fake else None):
-                with seeded(seed), in_mode(working, train=train), recorder.recording():
-                    output = arguments(working)
+            with (
+                _guards(below, gradients, fake_mode=_mode_of(working) if fake else None),
+                seeded(seed),
+                in_mode(working, train=train),
+                recorder.recording(),
+            ):
+                output = arguments(working)
+        except CaptureError:  # ours: another attempt would end in the same
+            raise
         except Exception as error:  # forward() is user code
             if below:
                 continue

@@ -7,11 +7,9 @@ The recorder sits below autograd, where composite operators arrive whole (``aten
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import keyword
 import re
-import sys
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from operator import getitem
@@ -29,7 +27,15 @@ from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.weak import WeakIdKeyDictionary
 
 from bnify.capture.captured import Escape, ModuleCall
+from bnify.capture.reading import (
+    first_names,
+    function_running,
+    output_of,
+    tensor_names,
+    writes_of,
+)
 from bnify.double import widened
+from bnify.errors import CaptureError
 from bnify.structure import map_tensors, named_tensors
 
 _SCALARS = {
@@ -49,6 +55,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         model: The model that will run; its parameters and buffers become ``get_attr`` nodes.
         inputs: The tensors of the call with their names, each a distinct object.
+        original: The model that ``model`` is a copy of; reaching for its tensors is an error.
         wide: Record casts to other floating-point types as casts to float64.
         differentiates: Gradients are on outside of what the model itself runs without them.
     """
@@ -58,6 +65,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         model: nn.Module,
         inputs: Sequence[tuple[str, Tensor]],
         *,
+        original: nn.Module | None = None,
         wide: bool = False,
         differentiates: bool = False,
     ) -> None:
@@ -74,7 +82,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._paths: dict[int, str] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             self._paths.setdefault(id(module), path)
-        self.names, self._owned = _tensor_names(model)
+        self.names, self._owned = tensor_names(model)
         self._memories: dict[int, StorageWeakRef] = {}
         self._homes = {key: self._memory(tensor) for key, tensor in self._owned.items()}
         self._storages: dict[int, list[Tensor]] = {}
@@ -83,6 +91,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._bound: dict[fx.Node, int] = {}
         self._latest: dict[Any, fx.Node] = {}
         self._model = model
+        self._original = {} if original is None else first_names(original)
         self._first = {
             (id(module), name): tensor
             for module in model.modules()
@@ -137,7 +146,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             options = {k: v for k, v in options.items() if not isinstance(v, torch.Generator)}
         node = self.graph.call_function(func, recorded, options)
         node.meta["module"], node.meta["call"] = self._where()
-        node.meta["writes"] = _writes(func, recorded, options)
+        node.meta["writes"] = writes_of(func, recorded, options)
         if self._differentiates and not torch.is_grad_enabled():
             self._without_gradient(node)
         self._bind(node, result, groups)
@@ -145,7 +154,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _without_gradient(self, node: fx.Node) -> None:
         """Note an operator under ``no_grad``, or in the forward of an ``autograd.Function``."""
-        function = _function_running()
+        function = function_running()
         if function is None:
             node.meta["grad"] = False
         elif function is not CheckpointFunction:  # whose gradients are those of its operators
@@ -164,6 +173,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     element = self.graph.call_function(getitem, (node, index))
                     element.meta.update(module=node.meta["module"], call=node.meta["call"])
                     element.meta["writes"] = ()
+                    if "grad" in node.meta:
+                        element.meta["grad"] = False
                     self._bind(element, item, groups)
 
     def _describe(self, node: fx.Node, tensor: Tensor, group: int) -> None:
@@ -180,6 +191,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node = self._value(tensor)
         if node is not None:
             return node
+        if id(tensor) in self._original:
+            raise CaptureError(
+                f"forward() reads {self._original[id(tensor)]} of the model itself, where a copy "
+                "of the model runs: a closure, or a forward that was replaced, holds the model",
+                hint="use a method of a subclass instead of a function that closes over the model",
+            )
         name = f"_const{len(self.constants)}"
         # Now, not at the end: a later operator may write to it.
         self.constants[name] = tensor.detach().clone()
@@ -208,7 +225,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         memory = int(storage._cdata)
         if memory not in self._memories:
             # The weak reference frees the memory but keeps its address from being used again.
-            self._memories[memory] = StorageWeakRef(storage)
+            self._memories[memory] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         return memory
 
     def _place(self, tensor: Tensor) -> Any:
@@ -312,7 +329,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def finish(self, output: Any) -> None:
         """Write the model's return value as the graph's output."""
-        value = _output(output, self.node_of)
+        value = output_of(output, self.node_of)
         self._write_back(value)
         self.graph.output(value)
 
@@ -346,75 +363,3 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for target, value, path in writes:
             copy = self.graph.call_function(torch.ops.aten.copy_.default, (target, value))
             copy.meta.update(target.meta, writes=(target,), module=path, call=0)
-
-
-def _output(value: Any, node_of: Any) -> Any:
-    """The return value with nodes for tensors, in containers that fx can hold."""
-    if isinstance(value, Tensor):
-        return node_of(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, (type, dict)):
-        names = [f.name for f in dataclasses.fields(value)]
-        return {name: _output(getattr(value, name), node_of) for name in names}
-    if hasattr(value, "items"):
-        return {str(key): _output(item, node_of) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {n: _output(item, node_of) for n, item in zip(value._fields, value, strict=True)}
-    if isinstance(value, (list, tuple)):
-        return tuple(_output(item, node_of) for item in value)
-    return value if isinstance(value, (bool, int, float, str)) else None
-
-
-def _function_running() -> type | None:
-    """The ``autograd.Function`` whose forward is on the stack: it runs without gradients too."""
-    forwards: dict[Any, type] = {}
-    pending: list[type] = [torch.autograd.Function]
-    while pending:
-        for function in pending.pop().__subclasses__():
-            pending.append(function)
-            forward = getattr(function, "forward", None)
-            forwards[getattr(forward, "__code__", None)] = function
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if frame.f_code in forwards:
-            return forwards[frame.f_code]
-    return None
-
-
-def _tensor_names(model: nn.Module) -> tuple[dict[int, list[str]], dict[int, Tensor]]:
-    """All names of every parameter, buffer and plain tensor attribute, by object identity."""
-    names: dict[int, list[str]] = {}
-    owned: dict[int, Tensor] = {}
-
-    def add(name: str, tensor: Tensor) -> None:
-        names.setdefault(id(tensor), []).append(name)
-        owned[id(tensor)] = tensor
-
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        add(name, parameter)
-    for name, buffer in model.named_buffers(remove_duplicate=False):
-        add(name, buffer)
-    for path, module in model.named_modules():
-        for attribute, value in vars(module).items():
-            if isinstance(value, Tensor) and id(value) not in owned:
-                add(f"{path}.{attribute}" if path else attribute, value)
-    return names, owned
-
-
-_BATCH_STATISTICS = ("aten::batch_norm", "aten::native_batch_norm", "aten::instance_norm")
-
-
-def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[fx.Node, ...]:
-    """The nodes whose memory the operator writes, from its schema."""
-    written: list[fx.Node] = []
-    for index, argument in enumerate(func._schema.arguments):
-        info = argument.alias_info
-        if info is None or not info.is_write:
-            continue
-        value = args[index] if index < len(args) else kwargs.get(argument.name)
-        values = value if isinstance(value, (list, tuple)) else [value]
-        written.extend(v for v in values if isinstance(v, fx.Node))
-    # batch_norm's schema does not say that training updates the running statistics.
-    if func._schema.name in _BATCH_STATISTICS and args[5]:
-        written.extend(v for v in args[3:5] if isinstance(v, fx.Node))
-    return tuple(written)

@@ -2,6 +2,7 @@
 
 A recording has the batch size baked into shapes (``view``, ``expand``, ``arange``). Two recordings
 at batch B₁ and B₂ are walked together; an integer that differs is q·B + r and is written as such.
+A third one tells lines from squares and halves, which two points cannot.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from torch import fx
 from bnify.capture.captured import Captured
 
 
-def make_symbolic(captured: Captured, other: Captured) -> str | None:
+def make_symbolic(captured: Captured, other: Captured, third: Captured | None = None) -> str | None:
     """Let the graph of ``captured`` run at any batch size, in place.
 
     Args:
         captured: The recording.
         other: The same model recorded at another batch size.
+        third: The same at a third size, to check what the first two say.
 
     Returns:
         None, or why the batch stays baked in; the graph is unchanged then.
@@ -29,21 +31,19 @@ def make_symbolic(captured: Captured, other: Captured) -> str | None:
     size, other_size = captured.call.batch, other.call.batch
     if size is None or other_size is None or size == other_size:
         return "the inputs have no batch axis"
-    pairs = list(zip(captured.graph.nodes, other.graph.nodes, strict=False))
-    if len(captured.graph.nodes) != len(other.graph.nodes):
-        return f"the model runs other operators at batch {other_size} than at {size}"
     twin: dict[fx.Node, fx.Node] = {}
-    for mine, theirs in pairs:
-        if (mine.op, mine.target) != (theirs.op, theirs.target):
-            return f"{mine.name} differs between batch {size} and {other_size}"
-        twin[mine] = theirs
-    for name, constant in captured.constants.items():
-        if name not in other.constants or constant.shape != other.constants[name].shape:
-            return f"a constant of shape {list(constant.shape)} depends on the batch"
+    third_twin: dict[fx.Node, fx.Node] = {}
+    reason = _pair(captured, other, twin)
+    if reason is None and third is not None:
+        reason = _pair(captured, third, third_twin)
+    if reason is not None:
+        return reason
     plans: list[tuple[fx.Node, Any, Any]] = []
-    for mine, theirs in pairs:
+    for mine, theirs in twin.items():
         if mine.op != "call_function":
             continue
+        if third is not None and not _confirmed(mine, theirs, third_twin, captured, other, third):
+            return f"{mine.name} depends on the batch in a way that is no q·B + r"
         found = _same(mine.args, theirs.args, twin) and _same(mine.kwargs, theirs.kwargs, twin)
         if found:
             continue
@@ -61,6 +61,51 @@ def make_symbolic(captured: Captured, other: Captured) -> str | None:
             mine.args = line.merged(mine.args, args, write)
             mine.kwargs = line.merged(mine.kwargs, kwargs, write)
     return None
+
+
+def _pair(captured: Captured, other: Captured, twin: dict[fx.Node, fx.Node]) -> str | None:
+    """Match two recordings node by node; the reason when they are not the same program."""
+    size, other_size = captured.call.batch, other.call.batch
+    if len(captured.graph.nodes) != len(other.graph.nodes):
+        return f"the model runs other operators at batch {other_size} than at {size}"
+    for mine, theirs in zip(captured.graph.nodes, other.graph.nodes, strict=True):
+        if (mine.op, mine.target) != (theirs.op, theirs.target):
+            return f"{mine.name} differs between batch {size} and {other_size}"
+        twin[mine] = theirs
+    for name, constant in captured.constants.items():
+        theirs_constant = other.constants.get(name)
+        if theirs_constant is None or not _equal(constant, theirs_constant):
+            return f"a constant of shape {list(constant.shape)} depends on the batch"
+    return None
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Same shape and values, NaN included."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _confirmed(
+    mine: fx.Node,
+    theirs: fx.Node,
+    twin: dict[fx.Node, fx.Node],
+    captured: Captured,
+    other: Captured,
+    third: Captured,
+) -> bool:
+    """Whether the line through two batch sizes gives the arguments at the third."""
+    size, other_size, last = captured.call.batch, other.call.batch, third.call.batch
+    if size is None or other_size is None or last is None:
+        return True
+    line = _Line(size, other_size, {})
+    for a, b, c in (
+        (mine.args, theirs.args, twin[mine].args),
+        (mine.kwargs, theirs.kwargs, twin[mine].kwargs),
+    ):
+        if not _same(line.merged(a, b, lambda q, r: q * last + r), c, twin):
+            return False
+    return True
 
 
 def _size_node(captured: Captured) -> fx.Node:
@@ -129,14 +174,18 @@ class _Line:
         integers = type(mine) is int and type(theirs) is int
         return integers and self.of(mine, theirs) is not None
 
-    def merged(self, mine: Any, theirs: Any, write: Callable[[int, int], fx.Node]) -> Any:
+    def merged(self, mine: Any, theirs: Any, write: Callable[[int, int], Any]) -> Any:
         """The argument tree with what differs written as q·B + r."""
+        if not isinstance(mine, fx.Node) and type(mine) is not type(theirs):
+            return mine
+        if isinstance(mine, (list, tuple)) and len(mine) != len(theirs):
+            return mine
         if isinstance(mine, (list, tuple)):
             pairs = zip(mine, theirs, strict=True)
             return type(mine)(self.merged(a, b, write) for a, b in pairs)
         if isinstance(mine, dict):
             return {key: self.merged(value, theirs[key], write) for key, value in mine.items()}
-        if isinstance(mine, fx.Node) or mine == theirs:
+        if type(mine) is not int or mine == theirs:
             return mine
         line = self.of(mine, theirs)
         return mine if line is None else write(*line)

@@ -17,7 +17,8 @@ from bnify.insertion.rules import RULES, Context, is_frozen
 from bnify.insertion.sites import Candidate, activation_call, candidates, effective_rows
 from bnify.insertion.walk import activation_after, residual_add_after
 from bnify.norms import BATCH_KINDS, group_count, resolve
-from bnify.plan import Edit, Plan, Reason, Skip
+from bnify.plan import Edit, Plan, Skip
+from bnify.reason import Reason
 from bnify.structure import describe
 
 ASSUMED_BATCH = 32

@@ -27,7 +27,7 @@ from bnify.insertion.walk import (
 )
 from bnify.layers import carries_norm
 from bnify.norms import PER_CHANNEL_KINDS, group_count
-from bnify.plan import Reason
+from bnify.reason import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Context:
 def never_called(layer: Candidate, _context: Context) -> str | None:
     """The forward pass does not run it, or not in both modes: its norm would never learn."""
     if layer.calls and layer.train_calls == 0:
-        return "it runs in eval mode only"
+        return "train mode did not run it: it is for eval mode only, or dropped at random"
     if layer.calls or layer.operators:
         return None
     return "it runs in train mode only" if layer.train_calls else ""

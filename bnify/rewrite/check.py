@@ -74,7 +74,9 @@ def _problem(
     shape = outputs[at][0].meta["shape"]
     if edit.dims != len(shape) or not 0 < edit.axis < len(shape):
         return f"axis {edit.axis} of {edit.dims} dims, but the value has shape {list(shape)}"
-    wanted = len(shape) - 1 if isinstance(captured.model.get_submodule(edit.layer), nn.Linear) else 1
+    wanted = (
+        len(shape) - 1 if isinstance(captured.model.get_submodule(edit.layer), nn.Linear) else 1
+    )
     if edit.axis != wanted:
         return f"axis {edit.axis}, but the channels of {edit.layer_type or at} are axis {wanted}"
     if shape[edit.axis] != edit.channels:

@@ -24,7 +24,7 @@ def train_drift(original: nn.Module, result: nn.Module, call: Call) -> Drift | N
     with fused_attention(enabled=False):
         try:
             want, got = _train_outputs(original, call), _train_outputs(result, call)
-        except (RuntimeError, ValueError, TypeError):
+        except Exception:  # forward() is user code
             return None  # the user's model may be made for one batch size, or for eval mode only
     pairs = [
         (a, b)

@@ -77,10 +77,17 @@ def _delivered(result: nn.Module, graph: fx.GraphModule, call: Call) -> Check:
     own = call if parameter is None else call.to(dtype=parameter.dtype)
     working = copy_model(result)
     with torch.no_grad(), seeded(0), fused_attention(enabled=False), evaluating(working):
-        want = [t for _, t in outputs_of(own.clone()(working))]
+        try:
+            want = [t for _, t in outputs_of(own.clone()(working))]
+        except Exception as error:  # forward() is user code, and what we made of it raised
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return Check(name=name, passed=False, detail=f"the result raised: {lines[0]}")
     with torch.no_grad(), seeded(0), fused_attention(enabled=False):
         got = run_graph(copy_model(graph), own)
     worst = 0.0
+    if len(got) != len(want):
+        counts = f"{len(got)} outputs, expected {len(want)}"
+        return Check(name=name, passed=False, error=float("inf"), detail=counts)
     for a, b in zip(got, want, strict=True):
         why = mismatch(a, b)
         if why is None and is_exact(b) and not torch.equal(a, b):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict, namedtuple
-from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -12,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bnify.capture import record
-from bnify.structure import Call, outputs_of
-from replaying import check_replay, same_bits
+from replaying import check_replay
 
 X = torch.Generator().manual_seed(8)
 
@@ -83,7 +79,9 @@ class Mapped(Mlp):
 
 class PerSampleNorm(Mlp):
     def forward(self, x):
-        rows = torch.func.functional_call(self.last, dict(self.last.named_parameters()), (x @ self.first.weight.t(),))
+        rows = torch.func.functional_call(
+            self.last, dict(self.last.named_parameters()), (x @ self.first.weight.t(),)
+        )
         return torch.vmap(lambda a, b: a * b.sum(), in_dims=(0, 1))(rows, x.t())
 
 
@@ -93,7 +91,9 @@ class Scripted(Mlp):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.inner = torch.jit.script(
-                nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Tanh(), nn.BatchNorm1d(6))
+                nn.Sequential(
+                    nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Tanh(), nn.BatchNorm1d(6)
+                )
             )
 
     def forward(self, x):
@@ -245,9 +245,13 @@ class HostileNames(nn.Module):
         super().__init__()
         for name in ("code", "graph", "code_", "graph_", "meta", "print_readable", "_graph"):
             self.add_module(name, nn.Linear(6, 6))
-        self.by_key = nn.ModuleDict({"a-b": nn.Linear(6, 6), "a_b": nn.Linear(6, 6), "1": nn.Linear(6, 6)})
+        self.by_key = nn.ModuleDict(
+            {"a-b": nn.Linear(6, 6), "a_b": nn.Linear(6, 6), "1": nn.Linear(6, 6)}
+        )
         self.by_key["class"] = nn.Linear(6, 6)
-        self.values = nn.ParameterDict({"x-y": nn.Parameter(torch.randn(6)), "x": nn.Parameter(torch.randn(6))})
+        self.values = nn.ParameterDict(
+            {"x-y": nn.Parameter(torch.randn(6)), "x": nn.Parameter(torch.randn(6))}
+        )
         self.many = nn.ParameterList([torch.randn(6), torch.randn(6)])
 
     def forward(self, x):
@@ -373,7 +377,7 @@ def test_replay_is_the_model(name):
     check_replay(seeded(make), inputs(), gradients=False)
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS])
+@pytest.mark.parametrize("name", list(MODELS))
 def test_gradients_of_the_replay_are_the_models(name):
     make, inputs = MODELS[name]
     # Only a recording in train mode shows where the model turns gradients off.
@@ -401,3 +405,13 @@ def test_autograd_in_forward_falls_back_to_plain_no_grad():
 
 def test_bfloat16_models():
     check_replay(seeded(double_width), draw(4, 6).bfloat16())
+
+
+def test_compiled_submodules_run_eagerly():
+    def make() -> nn.Module:
+        body = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Dropout(0.2))
+        return nn.Sequential(torch.compile(body, backend="eager"), nn.Linear(6, 2))
+
+    captured = check_replay(seeded(make), draw(4, 6))
+    names = [str(n.target) for n in captured.graph.nodes if n.op == "get_attr"]
+    assert "0._orig_mod.0.weight" in names

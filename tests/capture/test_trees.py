@@ -163,7 +163,10 @@ INPUTS = {
     "two": (positional, lambda: (draw(4, 6), draw(4, 6))),
     "keywords": (positional, lambda: {"x": draw(4, 6), "y": draw(6), "scale": 2.5}),
     "both": (positional, lambda: Call((draw(4, 6),), {"y": draw(4, 6), "scale": -1})),
-    "variadic": (variadic, lambda: Call((draw(4, 6), draw(4, 6)), {"z": draw(4, 6), "self_": draw(6)})),
+    "variadic": (
+        variadic,
+        lambda: Call((draw(4, 6), draw(4, 6)), {"z": draw(4, 6), "self_": draw(6)}),
+    ),
     "nested": (
         nested,
         lambda: ({"pair": (draw(4, 6), draw(4, 6)), "more": [draw(4, 6)], "text": "x"}, True),
@@ -174,7 +177,20 @@ INPUTS = {
     ),
     "defaultdict": (mapping, lambda: (defaultdict(list, {"a": draw(4, 6), "b": draw(4, 6)}),)),
     "model output": (mapping, lambda: (ModelOutput(a=draw(4, 6)),)),
-    "hostile keys": (mapping, lambda: ({"a b": draw(4, 6), "a-b": draw(4, 6), "a_b": draw(4, 6), 1: draw(4, 6), "class": draw(4, 6), "é": draw(4, 6), "": draw(4, 6)},)),
+    "hostile keys": (
+        mapping,
+        lambda: (
+            {
+                "a b": draw(4, 6),
+                "a-b": draw(4, 6),
+                "a_b": draw(4, 6),
+                1: draw(4, 6),
+                "class": draw(4, 6),
+                "é": draw(4, 6),
+                "": draw(4, 6),
+            },
+        ),
+    ),
     "size": (sized, lambda: (draw(4, 6), torch.Size((6, 4)))),
     "words of python": (
         keyword_named,

@@ -35,7 +35,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         self.calls += 1
-        y = self.drop(self.bn(self.fc(x))) + np.random.rand() + random.random()
+        y = self.drop(self.bn(self.fc(x))) + np.random.rand() + random.random()  # noqa: NPY002
         self.cache.setdefault("first", y)
         self.seen = y
         self.average = self.average * 0.9 + y.mean(0)
@@ -69,7 +69,7 @@ def global_state() -> tuple:
         torch._C._dispatch_tls_local_exclude_set().raw_repr(),
         bytes(torch.get_rng_state().numpy().tobytes()),
         random.getstate(),
-        str(np.random.get_state()),
+        str(np.random.get_state()),  # noqa: NPY002
     )
 
 
@@ -81,7 +81,9 @@ def test_the_model_and_torch_are_as_before(train, fails, fake):
     net.fails = fails
     before, state = fingerprint_of(net), global_state()
     if fails:
-        with pytest.raises(CaptureError, match="raised RuntimeError at test_untouched.py:.*purpose"):
+        with pytest.raises(
+            CaptureError, match=r"raised RuntimeError at test_untouched.py:.*purpose"
+        ):
             record(net, draw(4, 6), train=train, fake=fake)
     else:
         record(net, draw(4, 6), train=train, fake=fake)
@@ -147,14 +149,14 @@ def test_the_same_seed_gives_the_same_recording_twice():
         def forward(self, x):
             if random.random() < 0.5:
                 x = x * 2
-            if np.random.rand() < 0.5:
+            if np.random.rand() < 0.5:  # noqa: NPY002
                 x = x + 1
             return F.dropout(x, 0.5) + torch.rand(3)
 
     net = Chance()
     first = [str(record(net, draw(2, 3), seed=s).graph) for s in range(8)]
     random.seed(99)
-    np.random.seed(99)
+    np.random.seed(99)  # noqa: NPY002
     assert first == [str(record(net, draw(2, 3), seed=s).graph) for s in range(8)]
     assert len(set(first)) > 1
 
@@ -214,3 +216,37 @@ def test_activations_are_freed_while_recording():
 def test_bit_equality_of_this_test_sees_a_flipped_sign():
     assert not same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
     assert same_bits(torch.tensor([float("nan")]), torch.tensor([float("nan")]))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_forward_that_holds_the_model_is_refused_before_it_writes(train):
+    """The copy would run the user's own modules, in their mode and into their statistics."""
+    net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))
+    inner = net[1].forward
+    net[1].forward = lambda x: inner(x) * 2
+    before = fingerprint_of(net)
+    del before["1:attributes"]  # holds the function
+    with pytest.raises(CaptureError, match=r"reads 1\..* of the model itself"):
+        record(net, draw(4, 6), train=train)
+    after = fingerprint_of(net)
+    del after["1:attributes"]
+    assert after["1.running_mean"][1] == before["1.running_mean"][1]
+    with pytest.raises(CaptureError, match="of the model itself"):
+        other = nn.Linear(6, 6)
+        other.register_forward_hook(lambda module, args, output: output * other.bias)
+        record(other, draw(4, 6))
+
+
+def test_a_replaced_forward_that_is_bound_is_copied_with_the_model():
+    import functools
+    import types
+
+    def forward(self, x):
+        return torch.relu(F.linear(x, self.weight))
+
+    bound, partial = nn.Linear(6, 6), nn.Linear(6, 6)
+    bound.forward = types.MethodType(forward, bound)
+    partial.forward = functools.partial(forward, partial)
+    for net in (bound, partial):
+        captured = record(net, draw(4, 6))
+        assert list(captured.tensors()) == ["weight"]

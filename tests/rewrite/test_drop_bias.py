@@ -63,7 +63,10 @@ def test_preserve_with_a_dropped_bias_is_the_original():
 def test_train_mode_is_the_same_with_and_without():
     kept = bnify.insert(cnn().double(), X.double()).model
     dropped = bnify.insert(cnn().double(), X.double(), drop_bias=True).model
-    assert laws.worst_error(laws.run64(kept, X, train=True), laws.run64(dropped, X, train=True)) < 1e-12
+    assert (
+        laws.worst_error(laws.run64(kept, X, train=True), laws.run64(dropped, X, train=True))
+        < 1e-12
+    )
 
 
 def test_an_old_checkpoint_gives_the_old_function():

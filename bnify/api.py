@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bnify.accept import accept
 from bnify.borrow import copy_model
-from bnify.calibrate import pool
-from bnify.capture import Captured, make_symbolic, record
-from bnify.errors import CaptureError, PlanError, VerificationError
-from bnify.insertion import InsertOptions, plan_insert
-from bnify.optim import check_optimizer, extend_optimizer
+from bnify.capture import Captured, free_batch, record_example, record_train
+from bnify.errors import PlanError, VerificationError
+from bnify.insertion import InsertOptions, plan_insert, training_batch
+from bnify.measure import measure
+from bnify.optim import check_optimizer, extend_optimizer, optimizer_notes
 from bnify.plan import Plan
 from bnify.realise import Realisations
 from bnify.result import Result
 from bnify.rewrite import (
-    Statistics,
     check_edits,
     check_fingerprint,
     initial_norms,
-    points,
     rewrite_graph,
     rewrite_tree,
 )
-from bnify.structure import Call, Inputs, as_call, draw, match_batch
+from bnify.structure import Call, Inputs, as_call, draw
 from bnify.verdict import Verification
 from bnify.verification.insertion import verify_insertion
 
 if TYPE_CHECKING:
     from bnify.exporting import Export
 
-#: Batch size for the drift report when the example has batch 1, if it is not too large.
+#: The drift is measured at the training batch size while inputs of that size hold fewer values.
 _MOST_VALUES = 4_000_000
 
 
@@ -126,20 +124,18 @@ def insert(
     say = progress or (lambda _: None)
     call = as_call(inputs)
     say("recording")
-    captured = _record(model, call)
+    captured = record_example(model, call)
     if plan is None:
-        train, note = _record_train(model, captured.call)
+        train, note = record_train(model, captured.call)
         say("planning")
         plan = plan_insert(captured, options, train=train, example_batch=call.batch)
         plan = plan.with_notes(*note)
     else:
+        _refuse_options_beside(plan, options)
         check_fingerprint(model, plan)
-    if optimizer is None and inplace and plan.edits:
-        plan = plan.with_notes(
-            "an optimizer built before does not know the new parameters: pass optimizer="
-        )
     return _carry_out(
         model,
+        call,
         captured,
         plan,
         data,
@@ -158,10 +154,21 @@ def plan(model: nn.Module, inputs: Inputs, **options: Any) -> Plan:
     chosen.check()
     accept(model)
     call = as_call(inputs)
-    captured = _record(model, call)
-    train, note = _record_train(model, captured.call)
+    captured = record_example(model, call)
+    train, note = record_train(model, captured.call)
     made = plan_insert(captured, chosen, train=train, example_batch=call.batch)
     return made.with_notes(*note)
+
+
+def check(model: nn.Module, plan: Plan, inputs: Inputs | None = None) -> None:
+    """Refuse a plan that cannot be carried out on this model; nothing is changed.
+
+    Raises:
+        PlanError: The plan is for another model, or one of its edits cannot be done.
+    """
+    accept(model)
+    check_fingerprint(model, plan)
+    check_edits(record_example(model, _inputs(model, plan, inputs)), plan)
 
 
 def apply(
@@ -190,10 +197,9 @@ def apply(
     """
     accept(model)
     check_fingerprint(model, plan)
-    call = as_call(inputs) if inputs is not None else draw(plan.call, plan.inputs)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    captured = _record(model, call.to(device=device))
-    return _carry_out(model, captured, plan, data, inplace=inplace, verify=verify)
+    call = _inputs(model, plan, inputs)
+    captured = record_example(model, call)
+    return _carry_out(model, call, captured, plan, data, inplace=inplace, verify=verify)
 
 
 def export(
@@ -258,39 +264,27 @@ def load(dir: str | Path, model: nn.Module | None = None) -> nn.Module:
 # -- the stages ----------------------------------------------------------------------------------
 
 
-def _record(model: nn.Module, call: Call) -> Captured:
-    """Record eval mode at batch 2 or more: at 1, axes cannot be told apart."""
-    if call.batch == 1:
-        try:
-            return record(model, call.resized(2))
-        except CaptureError:
-            captured = record(model, call)
-            captured.notes.append("the model runs at batch size 1 only: recorded at 1")
-            return captured
-    return record(model, call)
+def _inputs(model: nn.Module, plan: Plan, inputs: Inputs | None) -> Call:
+    """The inputs as given, else drawn from what the plan remembers of them."""
+    if inputs is not None:
+        return as_call(inputs)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return draw(plan.call, plan.inputs).to(device=device)
 
 
-def _any_batch(captured: Captured) -> str | None:
-    """Record once more at another batch size, so that the graph runs at any."""
-    if captured.call.batch is None:
-        return None
-    try:
-        sizes = (captured.call.batch + 1, captured.call.batch + 3)
-        others = [record(captured.model, captured.call.resized(size)) for size in sizes]
-    except CaptureError:
-        return f"the model runs at batch size {captured.call.batch} only"
-    return make_symbolic(captured, *others)
-
-
-def _record_train(model: nn.Module, call: Call) -> tuple[Captured | None, list[str]]:
-    try:
-        return record(model, call, train=True), []
-    except CaptureError as error:
-        return None, [f"train mode could not be recorded: {error.message}"]
+def _refuse_options_beside(plan: Plan, options: InsertOptions) -> None:
+    """A plan has its options; others beside it would be ignored."""
+    given = {k: v for k, v in options.to_dict().items() if plan.options.get(k) != v}
+    if given:
+        raise PlanError(
+            f"{', '.join(given)} beside plan=: a plan is carried out as it is",
+            hint="leave the options out, or make a new plan with them",
+        )
 
 
 def _carry_out(
     model: nn.Module,
+    example: Call,
     captured: Captured,
     plan: Plan,
     data: Any,
@@ -302,11 +296,10 @@ def _carry_out(
 ) -> Result:
     """Measure, rewrite and verify one plan."""
     check_edits(captured, plan)
-    fixed = _any_batch(captured)
-    if fixed is not None:
-        plan = plan.with_notes(f"result.graph runs at the recorded batch size: {fixed}")
-    statistics, notes = _statistics(model, captured.call, plan, data, say)
-    plan = plan.with_notes(*notes)
+    statistics, notes, batch = measure(model, plan, example, data, say)
+    plan = plan.with_notes(
+        *free_batch(captured), *notes, *optimizer_notes(plan, optimizer, inplace)
+    )
     before = str(model)
     say("rewriting")
     norms = initial_norms(model, plan, statistics)
@@ -316,17 +309,12 @@ def _carry_out(
     if verify:
         say("verifying")
         realised = Realisations(model, plan, captured.call, statistics)
-        drift = _drift_call(captured.call, plan)
+        size = training_batch(plan.options.get("batch_size"), example.batch)
+        drift = _drift_call(captured.call, size, batch)
         verification = verify_insertion(realised, model, rewritten, graph, drift)
     result = Result(rewritten, graph, plan, verification, captured.call, before=before)
     if verification is not None and not verification.passed:
-        failed = next((c for c in verification.checks if c.passed is False), None)
-        what = f"{failed.name}: {failed.detail or failed.error}" if failed else "no check decided"
-        raise VerificationError(
-            f"the result was measured and found wrong ({what})",
-            hint="exclude the layer that first diverges, or report this as a bug",
-            result=result,
-        )
+        raise _failed(result, verification)
     if inplace:
         dropped = [
             model.get_submodule(e.layer).get_parameter("bias") for e in plan.edits if e.drop_bias
@@ -337,62 +325,40 @@ def _carry_out(
     return result
 
 
-def _statistics(
-    model: nn.Module, call: Call, plan: Plan, data: Any, say: Callable[[str], None]
-) -> tuple[Statistics | None, list[str]]:
-    """Pooled statistics for ``init="preserve"``, on the data or on the example inputs."""
-    wanted = points(plan)
-    if not wanted:
-        return None, []
-    notes = []
-    if data is None:
-        notes.append("statistics come from the example inputs: pass data= for those of your data")
-    say("measuring statistics")
-    # On a copy: a model may count its calls or keep caches, and the user's stays as it is.
-    pooled = pool(copy_model(model), _batches(data, call, model), wanted)
-    few = min(one.count for statistics in pooled.values() for one in statistics)
-    if few < 1000:
-        notes.append(f"statistics rest on only {few} values a channel; 1000 or more are steadier")
-    still = [p for p, s in pooled.items() if any(bool((one.var < 1e-10).any()) for one in s)]
-    if still:
-        notes.append(
-            f"{len(still)} layers have channels that do not vary on this data, first {still[0]}"
-        )
-    notes.append(
-        "preserve suits small learning rates: scales of σ keep the gradients of the old weights"
-    )
-    return pooled, notes
-
-
-def _batches(data: Any, call: Call, model: nn.Module) -> Iterator[Call]:
-    if data is None:
-        yield call
-        return
-    batches: Iterable[Any] = [data] if isinstance(data, (Tensor, Mapping, Call)) else data
-    try:
-        batches = iter(batches)
-    except TypeError:
-        raise PlanError(
-            f"data is a {type(data).__name__}, which yields no batches",
-            hint="pass a loader, a list of batches, or one tensor",
-        ) from None
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    for batch in batches:
-        matched = batch if isinstance(batch, Call) else match_batch(batch, call, model)
-        yield matched.to(device=device)
-
-
-def _drift_call(call: Call, plan: Plan) -> Call:
-    """Inputs at the training batch size, as far as that is affordable."""
-    size = plan.options.get("batch_size") or call.batch
+def _drift_call(call: Call, size: int, batch: Call | None) -> Call:
+    """Inputs for the train-mode drift: the user's own, as far as they go, at the training size."""
+    if batch is not None and batch.batch is not None:
+        return batch.resized(min(size, batch.batch))
     values = sum(t.numel() for _, t in call.tensors()) / max(call.batch or 1, 1)
-    if not size or size == call.batch or size * values > _MOST_VALUES:
+    if call.batch is None or size == call.batch or size * values > _MOST_VALUES:
         return call
-    return call.resized(size).redrawn(3)
+    return call.resized(size) if size < call.batch else call.grown(size, seed=3)
+
+
+def _failed(result: Result, verification: Verification) -> VerificationError:
+    """What was found wrong, and what to do about it."""
+    found = next((c for c in verification.checks if c.passed is False), None)
+    undecided = next((c for c in verification.checks if c.passed is None), None)
+    check = found or undecided
+    what = "nothing was checked"
+    if check is not None:
+        over = (
+            "" if check.error is None else f"error {check.error:.1e}, allowed {check.threshold:.0e}"
+        )
+        what = f"{check.name}: {'; '.join(filter(None, (over, check.detail)))}"
+    layer = verification.first_divergent
+    return VerificationError(
+        f"the result was measured and found wrong ({what})",
+        hint=f"leave {layer} out with exclude, and report this as a bug"
+        if layer
+        else "look at the checks of error.result.verification; try other example inputs",
+        result=result,
+    )
 
 
 def _rebuild(model: nn.Module, plan: Plan) -> nn.Module:
     """Carry out a plan for its structure only; the weights come from a folder."""
+    check_fingerprint(model, plan)
     reset = replace(plan, edits=tuple(replace(e, init="reset") for e in plan.edits))
     return rewrite_tree(model, reset, initial_norms(model, reset))
 
@@ -408,4 +374,4 @@ def _globs(globs: str | Sequence[str]) -> tuple[str, ...]:
     return (globs,) if isinstance(globs, str) else tuple(globs)
 
 
-__all__ = ["apply", "export", "insert", "load", "plan", "verify"]
+__all__ = ["apply", "check", "export", "insert", "load", "plan", "verify"]

@@ -55,8 +55,9 @@ def resolve(device: str | torch.device) -> torch.device:
     index, count = int(match[2] or 0), torch.cuda.device_count()
     if index >= count:
         raise DeviceError(
-            f"--device {name}: this machine has {count} CUDA device(s), cuda:0 to cuda:{count - 1}",
-            hint="use one of these, or --device auto",
+            f"--device {name}: this machine has "
+            + (f"{count} CUDA devices" if count > 1 else "one CUDA device, cuda:0"),
+            hint=f"use cuda:0 to cuda:{count - 1}" if count > 1 else "use --device cuda:0",
         )
     return torch.device("cuda", index)
 

@@ -6,6 +6,7 @@ BnifyError              exit code 3: found while doing it
 ├── WeightsError        a checkpoint that cannot be read or does not fit
 ├── CaptureError        a forward pass that cannot be recorded
 ├── PlanError           a plan that cannot be made or applied
+│   └── OptionsError    exit code 2: options that contradict each other
 ├── VerificationError   exit code 1: checked, and failed
 ├── ExportError         no ONNX file could be written or run
 └── DeviceError         a device or execution provider that is not there
@@ -56,6 +57,12 @@ class CaptureError(BnifyError):
 
 class PlanError(BnifyError):
     """A plan that cannot be made, read or applied to this model."""
+
+
+class OptionsError(PlanError):
+    """Options that contradict each other, whatever the model is."""
+
+    exit_code = 2
 
 
 class VerificationError(BnifyError):

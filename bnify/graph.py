@@ -127,7 +127,7 @@ class Facts:
     def _is_gate(self, node: fx.Node, value: fx.Node) -> bool:
         """Whether this node squashes ``value`` and all its readers multiply another one by it."""
         squashing = self.name[node] in ops.GATES or (
-            self.name[node] in ("hardtanh", "relu6") and self._six(node)
+            self.name[node] in ("hardtanh", "relu6", "clamp") and self._six(node)
         )
         if not squashing:
             return False
@@ -139,8 +139,8 @@ class Facts:
                 others = [s for s in ops.sources(user) if s is not current]
                 if name in ops.VIEWS or name in ops.DROPOUTS:
                     pending.append(user)
-                elif name in ("mul", "div") and all(o in self.static for o in others):
-                    pending.append(user)  # relu6(x + 3) / 6
+                elif name in _AFFINE and all(o in self.static for o in others):
+                    pending.append(user)  # relu6(x + 3) / 6, 1 + sigmoid(x), 1 - sigmoid(x)
                 elif name == "mul" or name in ops.PRODUCTS:
                     if value in others:
                         return False  # x * sigmoid(x) is an activation
@@ -151,7 +151,7 @@ class Facts:
 
     def _six(self, node: fx.Node) -> bool:
         """Whether a relu6 is the middle of a hard sigmoid: relu6(x + 3) / 6."""
-        if self.name[node] == "hardtanh" and tuple(node.args[1:3]) not in ((0, 6), (0.0, 6.0)):
+        if self.name[node] != "relu6" and tuple(node.args[1:3]) not in ((0, 6), (0.0, 6.0)):
             return False
         return all(self.name[u] in ("div", "mul") for u in node.users)
 
@@ -292,6 +292,7 @@ class Facts:
         return found.pop() if len(found) == 1 else None
 
 
+_AFFINE = frozenset({"mul", "div", "add", "sub", "rsub"})
 _AFTER_ROOT = frozenset({"add", "reciprocal", "clamp", "clamp_min"})
 _STATISTIC_STEPS = ops.REDUCTIONS | ops.VIEWS | {"add", "pow", "square", "mul", "sub", "clamp"}
 _BEFORE_SOFTMAX = ops.VIEWS | {"add", "sub", "mul", "div", "masked_fill", "where", "add_"}

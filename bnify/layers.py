@@ -136,6 +136,9 @@ class NormedLayer:
                 else:
                     buffer.copy_(buffer + dropped - bias.to(buffer))
             dropped.copy_(bias)
+            state_dict.pop(f"{prefix}dropped_bias", None)
+        if dropped is not None:  # older checkpoints do not have it: nothing is missing
+            state_dict.setdefault(f"{prefix}dropped_bias", dropped)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[misc]
 
 
@@ -171,11 +174,98 @@ class Conv3dNorm(NormedLayer, nn.Conv3d):
         return self.norm(self._conv_forward(input, self.weight, self.bias))  # type: ignore[no-any-return]
 
 
+class ConvTranspose1dNorm(NormedLayer, nn.ConvTranspose1d):
+    """``nn.ConvTranspose1d`` followed by its norm."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(N, C, L) → (N, K, L'), normalized."""
+        extra = self._output_padding(
+            input,
+            output_size,
+            self.stride,
+            self.padding,
+            self.kernel_size,
+            1,
+            self.dilation,  # type: ignore[arg-type]
+        )
+        stride, padding, groups = self.stride, self.padding, self.groups
+        value = F.conv_transpose1d(
+            input,
+            self.weight,
+            self.bias,
+            stride,
+            padding,
+            extra,
+            groups,
+            self.dilation,  # type: ignore[arg-type]
+        )
+        return self.norm(value)  # type: ignore[no-any-return]
+
+
+class ConvTranspose2dNorm(NormedLayer, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` followed by its norm."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(N, C, H, W) → (N, K, H', W'), normalized."""
+        extra = self._output_padding(
+            input,
+            output_size,
+            self.stride,
+            self.padding,
+            self.kernel_size,
+            2,
+            self.dilation,  # type: ignore[arg-type]
+        )
+        stride, padding, groups = self.stride, self.padding, self.groups
+        value = F.conv_transpose2d(
+            input,
+            self.weight,
+            self.bias,
+            stride,
+            padding,
+            extra,
+            groups,
+            self.dilation,  # type: ignore[arg-type]
+        )
+        return self.norm(value)  # type: ignore[no-any-return]
+
+
+class ConvTranspose3dNorm(NormedLayer, nn.ConvTranspose3d):
+    """``nn.ConvTranspose3d`` followed by its norm."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(N, C, D, H, W) → (N, K, D', H', W'), normalized."""
+        extra = self._output_padding(
+            input,
+            output_size,
+            self.stride,
+            self.padding,
+            self.kernel_size,
+            3,
+            self.dilation,  # type: ignore[arg-type]
+        )
+        stride, padding, groups = self.stride, self.padding, self.groups
+        value = F.conv_transpose3d(
+            input,
+            self.weight,
+            self.bias,
+            stride,
+            padding,
+            extra,
+            groups,
+            self.dilation,  # type: ignore[arg-type]
+        )
+        return self.norm(value)  # type: ignore[no-any-return]
+
+
 _NORMED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: LinearNorm,
     nn.Conv1d: Conv1dNorm,
     nn.Conv2d: Conv2dNorm,
     nn.Conv3d: Conv3dNorm,
+    nn.ConvTranspose1d: ConvTranspose1dNorm,
+    nn.ConvTranspose2d: ConvTranspose2dNorm,
+    nn.ConvTranspose3d: ConvTranspose3dNorm,
 }
 
 

@@ -64,19 +64,36 @@ def extend_optimizer(
             0,
         )
         fresh.setdefault(source, []).extend(norm.parameters())
+    names = {id(p): name for name, p in model.named_parameters()}
+    gone = {id(bias) for bias in dropped}
     for bias in dropped:
         optimizer.state.pop(bias, None)
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if p is not bias]
+    for group in optimizer.param_groups:
+        kept = [i for i, p in enumerate(group["params"]) if id(p) not in gone]
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key] = [group[key][i] for i in kept]
     for index, parameters in sorted(fresh.items()):
-        options = {k: v for k, v in optimizer.param_groups[index].items() if k != "params"}
+        source_group = optimizer.param_groups[index]
+        options = {k: v for k, v in source_group.items() if k not in ("params", "param_names")}
         if "weight_decay" in options:
             options["weight_decay"] = 0.0
+        named = "param_names" in source_group
+        new_parameters: list[Any] = [(names[id(p)], p) if named else p for p in parameters]
         if parameters:
-            optimizer.add_param_group({**options, "params": parameters})
+            optimizer.add_param_group({**options, "params": new_parameters})
         if parameters and isinstance(optimizer, torch.optim.Adagrad):
             # The one that makes its state when it is built, and not at the first step.
             optimizer.state.update(torch.optim.Adagrad(parameters, **optimizer.defaults).state)
+
+
+def optimizer_notes(plan: Plan, optimizer: Any, inplace: bool) -> list[str]:
+    """What a person has to know who built an optimizer or a scheduler before the insertion."""
+    if not plan.edits or not inplace:
+        return []
+    if optimizer is None:
+        return ["an optimizer built before does not know the new parameters: pass optimizer="]
+    return ["the optimizer has new parameter groups: build a scheduler after insert, not before"]
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ class Realisations:
 
     def tree(self) -> nn.Module:
         """A rewritten copy of the model, in eval mode."""
-        norms = initial_norms(self.model, self.plan, self._statistics)
+        norms = self._norms()
         rewritten = rewrite_tree(copy_model(self.model), self.plan, norms)
         return without_synchronisation(rewritten).eval()
 
@@ -66,5 +66,22 @@ class Realisations:
         captured = self._eval
         if train:
             captured = record(self.model, self.call, train=True, seed=self._seed, wide=self.wide)
+        return rewrite_graph(captured, self.plan, self._norms())
+
+    def _norms(self) -> dict[str, nn.Module]:
+        """The plan's norms; those that start from scratch get a past.
+
+        Fresh norms are all alike and nearly the identity: a norm left out, or two that change
+        places, would hardly show.
+        """
         norms = initial_norms(self.model, self.plan, self._statistics)
-        return rewrite_graph(captured, self.plan, norms)
+        kept = {edit.carrier for edit in self.plan.edits if edit.init == "preserve"}
+        generator = torch.Generator().manual_seed(17)
+        for carrier, norm in norms.items():
+            for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
+                if carrier in kept or not tensor.is_floating_point():
+                    continue
+                drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                with torch.no_grad():
+                    tensor.copy_(drawn.abs() + 0.5 if name.endswith("running_var") else drawn)
+        return norms

@@ -93,8 +93,11 @@ class Result:
                 the model reads the layer in a way that ``nn.Sequential`` does not allow.
         """
         plain = copy_model(self.model)
-        carriers = [(p, m) for p, m in plain.named_modules() if carries_norm(m)]
-        for path, layer in carriers:
+        paths: dict[nn.Module, list[str]] = {}
+        for path, module in plain.named_modules(remove_duplicate=False):
+            if carries_norm(module):
+                paths.setdefault(module, []).append(path)
+        for layer, (path, *others) in paths.items():
             norm = norm_of(layer)
             if isinstance(norm, (TokenNorm, CallNorms, ChannelRMSNorm)):
                 raise PlanError(
@@ -106,9 +109,11 @@ class Result:
                 raise PlanError("the root itself carries a norm and cannot be replaced")
             detach(layer)
             if not isinstance(norm, nn.Identity):
-                parent, _, name = path.rpartition(".")
                 pair = nn.Sequential(OrderedDict([("0", layer), ("1", norm)]))
-                setattr(plain.get_submodule(parent), name, pair.train(layer.training))
+                pair.train(layer.training)
+                for place in (path, *others):  # a layer may be registered more than once
+                    parent, _, name = place.rpartition(".")
+                    setattr(plain.get_submodule(parent), name, pair)
         for number, hook in list(plain._forward_pre_hooks.items()):
             if hook is restart_calls:
                 del plain._forward_pre_hooks[number]
@@ -128,4 +133,8 @@ class Result:
                 hint="ship the model with bnify installed",
             ) from error
         if not same:
-            raise PlanError("the stripped model does not compute the same outputs")
+            raise PlanError(
+                "the stripped model does not compute the same outputs: the model looks at its "
+                "layers' classes",
+                hint="ship the model with bnify installed",
+            )

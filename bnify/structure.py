@@ -134,6 +134,19 @@ class Call:
 
         return self.map(resize)
 
+    def grown(self, batch: int, seed: int) -> Call:
+        """The same call at a larger batch size: the new samples are redrawn, as below."""
+        size, resized = self.batch, self.resized(batch)
+        fresh = iter([tensor for _, tensor in resized.redrawn(seed).tensors()])
+
+        def mix(tensor: Tensor) -> Tensor:
+            other = next(fresh)
+            if not tensor.ndim or tensor.shape[0] != batch or size is None:
+                return tensor
+            return torch.cat([tensor[:size], other[size:]])
+
+        return resized.map(mix)
+
     def redrawn(self, seed: int, scale: float = 1.0) -> Call:
         """A call of the same shapes: floats N(0, 1)·scale, integers uniform in the range seen.
 

@@ -8,6 +8,7 @@ from bnify.capture.captured import (
     copied,
     tensor_at,
 )
+from bnify.capture.example import free_batch, record_example, record_train
 from bnify.capture.record import record
 from bnify.capture.symbolic import make_symbolic
 
@@ -17,7 +18,10 @@ __all__ = [
     "ModuleCall",
     "attribute_name",
     "copied",
+    "free_batch",
     "make_symbolic",
     "record",
+    "record_example",
+    "record_train",
     "tensor_at",
 ]

@@ -11,7 +11,7 @@ from bnify.atomic import check_output
 from bnify.cli import options as o
 from bnify.cli.config import read_config
 from bnify.cli.session import Session
-from bnify.cli.source import InputOptions, ModelOptions, load_inputs, load_source
+from bnify.cli.source import InputOptions, ModelOptions, load_batches, load_inputs, load_source
 from bnify.errors import UsageError
 
 
@@ -36,21 +36,32 @@ def export(
     allow_download: o.AllowDownload = False,
     input_items: o.InputItems = None,
     input_file: o.InputFile = None,
+    data: o.Data = None,
+    batches: o.Batches = 8,
     seed: o.Seed = 0,
     opset: Annotated[
         Optional[int],  # noqa: UP045 - typer reads the annotation at run time
         typer.Option(metavar="N", help="Opset; torch's own by default.", rich_help_panel=o.OUTPUT),
     ] = None,
-    static_batch: Annotated[
+    dynamic_batch: Annotated[
         bool,
         typer.Option(
-            "--static-batch", help="Fix the batch size to the input's.", rich_help_panel=o.OUTPUT
+            "--dynamic-batch/--no-dynamic-batch",
+            " /--static-batch",
+            help="Take any batch size, or the input's only.",
+            show_default=False,
+            rich_help_panel=o.OUTPUT,
         ),
-    ] = False,
-    no_optimize: Annotated[
+    ] = True,
+    optimize: Annotated[
         bool,
-        typer.Option("--no-optimize", help="Leave the graph as traced.", rich_help_panel=o.OUTPUT),
-    ] = False,
+        typer.Option(
+            "--optimize/--no-optimize",
+            help="Optimise the graph, or leave it as traced.",
+            show_default=False,
+            rich_help_panel=o.OUTPUT,
+        ),
+    ] = True,
     force: o.Force = False,
     keep_failed: Annotated[
         bool,
@@ -93,6 +104,7 @@ def export(
         from bnify import api
         from bnify.devices import resolve
         from bnify.environment import environment
+        from bnify.verification.cases import redrawn_seeds
 
         resolve(where)
         source = load_source(
@@ -112,20 +124,22 @@ def export(
             ),
             session,
         )
-        call = load_inputs(
-            InputOptions(input=input_items or (), input_file=input_file, seed=seed),
-            model=source.model,
-            own=source.call,
+        inputs = InputOptions(
+            input=input_items or (), input_file=input_file, data=data, batches=batches, seed=seed
         )
+        call = load_inputs(inputs, model=source.model, own=source.call)
         with session.step("exporting"):
             written = api.export(
                 source.model.eval(),
                 call,
                 output,
-                dynamic_batch=not static_batch,
+                dynamic_batch=dynamic_batch,
                 opset=opset if opset is not None else config.opset,
-                optimize=not no_optimize,
+                optimize=optimize,
                 device=where,
+                data=load_batches(inputs),
+                batches=batches,
+                seeds=redrawn_seeds(seed),
                 force=force,
                 keep_failed=keep_failed,
                 **chosen,

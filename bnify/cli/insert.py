@@ -120,9 +120,15 @@ def insert(
         ),
     ] = None,
     force: o.Force = False,
-    no_onnx: Annotated[
-        bool, typer.Option("--no-onnx", help="Write no ONNX file.", rich_help_panel=o.OUTPUT)
-    ] = False,
+    onnx: Annotated[
+        bool,
+        typer.Option(
+            "--onnx/--no-onnx",
+            help="Write an ONNX file too.",
+            show_default=False,
+            rich_help_panel=o.OUTPUT,
+        ),
+    ] = True,
     keep_failed: Annotated[
         bool,
         typer.Option(
@@ -145,9 +151,15 @@ def insert(
         bool,
         typer.Option("--print-code", help="Show the rewritten forward.", rich_help_panel=o.OUTPUT),
     ] = False,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Measure nothing.", rich_help_panel=o.CHECKS)
-    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Measure the result, or nothing.",
+            show_default=False,
+            rich_help_panel=o.CHECKS,
+        ),
+    ] = True,
     device: o.Device = None,
     fmt: o.FormatOption = o.Form.RICH,
     color: o.ColorOption = o.Color.AUTO,
@@ -161,7 +173,7 @@ def insert(
     """
     session = Session(ctx, fmt=fmt, color=color, quiet=quiet, verbose=verbose)
     config = read_config(Path.cwd())
-    place = kept_as(output, unverified=no_verify, keep_failed=keep_failed)
+    place = kept_as(output, unverified=not verify, keep_failed=keep_failed)
     failed = failed_as(output, keep_failed=keep_failed)
     for folder in (place, failed):
         if folder is not None and not dry_run:
@@ -205,11 +217,11 @@ def insert(
         asked=asked | {"init": init.value if init else default},
         plan=given,
         device=device or config.device or "cpu",
-        verify=not no_verify,
+        verify=verify,
         output=place,
         failed=failed,
         force=force,
-        onnx=not no_onnx,
+        onnx=onnx,
         opset=config.opset,
         k=config.k,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,13 +70,20 @@ class Request:
 
 
 def plan_only(request: Request, session: Session) -> Planned:
-    """The plan that the request leads to; nothing is changed, measured or written."""
+    """The plan that the request leads to; nothing is changed, measured or written.
+
+    Raises:
+        PlanError: The plan that was given cannot be carried out on this model.
+    """
     from bnify import api
     from bnify.cli.planned import Planned
 
     source, call = _prepare(request, session)
     made = request.plan
-    if made is None:
+    if made is not None:
+        with session.step("checking the plan"):
+            api.check(source.model, made, call)
+    else:
         with session.step("planning"):
             made = api.plan(source.model, call, **request.asked)
     return Planned(plan=made, source=source.source)
@@ -90,12 +98,13 @@ def insert_and_save(request: Request, session: Session) -> tuple[Result, Saved |
     from bnify import api
 
     source, call = _prepare(request, session)
+    data = load_batches(request.inputs)
     try:
         with session.step("inserting"):
             result = api.insert(
                 source.model,
                 call,
-                data=load_batches(request.inputs),
+                data=data,
                 plan=request.plan,
                 verify=request.verify,
                 progress=session.doing,
@@ -105,24 +114,26 @@ def insert_and_save(request: Request, session: Session) -> tuple[Result, Saved |
         if error.result is not None:
             error.result.source = source.source
             if request.failed is not None:
-                _write(request, error.result, request.failed, onnx=False)
+                _write(request, error.result, request.failed, data, onnx=False)
                 error.hint = f"it is kept in {request.failed}; {error.hint}"
         raise
     result.source = source.source
     if request.output is None:
         return result, None
     with session.step("writing"):
-        saved = _write(request, result, request.output, onnx=request.onnx)
+        saved = _write(request, result, request.output, data, onnx=request.onnx)
     if saved.export is not None:
         session.detail(saved.export.log)
     return result, saved
 
 
 def _prepare(request: Request, session: Session) -> tuple[Source, Call]:
-    """The model and its inputs, where they are to run."""
+    """The model and its inputs, where they are to run; options that cannot be right come first."""
     from bnify.devices import resolve
+    from bnify.insertion import InsertOptions
     from bnify.structure import draw
 
+    InsertOptions(**request.asked).check()
     place = resolve(request.device)
     source = load_source(request.model, session)
     own, plan = source.call, request.plan
@@ -133,7 +144,9 @@ def _prepare(request: Request, session: Session) -> tuple[Source, Call]:
     return source, call.to(device=place)
 
 
-def _write(request: Request, result: Result, place: Path, *, onnx: bool) -> Saved:
+def _write(
+    request: Request, result: Result, place: Path, data: Iterable[Any] | None, *, onnx: bool
+) -> Saved:
     from bnify.saved import write
 
     return write(
@@ -145,6 +158,8 @@ def _write(request: Request, result: Result, place: Path, *, onnx: bool) -> Save
         device=request.device,
         seed=request.seed,
         opset=request.opset,
+        data=data,
+        batches=request.inputs.batches,
         **({"k": request.k} if request.k is not None else {}),
     )
 

@@ -125,6 +125,7 @@ def verify(
         from bnify import api
         from bnify.devices import resolve
         from bnify.environment import environment
+        from bnify.verification.cases import redrawn_seeds
 
         resolve(where)
         left, left_call = _side(first, session)
@@ -144,6 +145,7 @@ def verify(
                 device=where,
                 data=batches_given,
                 batches=batches,
+                seeds=redrawn_seeds(seed),
                 **{name: value for name, value in chosen.items() if value is not None},
             )
     made = environment(device=where, seed=seed)

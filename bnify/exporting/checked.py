@@ -6,7 +6,7 @@ exporter's and not a fusion's; then the optimised file is verified and shipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,8 @@ def export_onnx(
     verify: bool = True,
     device: str = "cpu",
     data: Iterable[Any] | None = None,
+    batches: int = 8,
+    seeds: Sequence[int] = (1, 2),
     force: bool = True,
     keep_failed: bool = False,
     external_above: int = EXTERNAL_ABOVE,
@@ -97,6 +99,8 @@ def export_onnx(
         verify: Run the file, at two more batch sizes too, and compare.
         device: Where the file is run.
         data: The user's batches to verify on, instead of the example and redrawn inputs.
+        batches: How many of them at most.
+        seeds: Seeds of the redrawn inputs.
         force: Replace an existing file.
         keep_failed: Keep a file that failed verification, as ``NAME.failed.onnx``.
         external_above: Bytes of weights above which they go into a file of their own.
@@ -144,9 +148,13 @@ def export_onnx(
             external_data=data_name(folder / path.name),
         )
         if verify:
-            verification = _verified(
-                eval_copy, call, plain, folder / path.name, program, where, k, data
-            )
+            with devices.full_precision():
+                measured = measure(
+                    TorchRunner(eval_copy), call, data=data, batches=batches, seeds=seeds
+                )
+                verification = _verified(
+                    eval_copy, measured, plain, folder / path.name, program, where, k
+                )
             export = replace(export, verification=verification)
             if not verification.passed:
                 kept = _keep(program, path, external_above) if keep_failed else None
@@ -156,24 +164,21 @@ def export_onnx(
 
 def _verified(
     model: nn.Module,
-    call: Call,
+    measured: Measured,
     plain: Path,
     shipped: Path,
     program: torch.onnx.ONNXProgram,
     device: torch.device,
     k: float,
-    data: Iterable[Any] | None,
 ) -> Verification:
     """The shipped file's verdict, with the unoptimised file's as its first check."""
-    with devices.full_precision():
-        measured = measure(TorchRunner(model), call, data=data)
-        # The example, one redrawn input and the other batch sizes are enough to tell a fault
-        # of the exporter from one of the optimiser.
-        few = replace(measured, cases=_few(measured))
-        first = judge(few, OnnxRunner(plain, optimize=False, model=model), k=k, localise=False)
-        last = judge(
-            measured, as_runner(shipped, device, model=model), device=device, k=k, localise=False
-        )
+    # The first two inputs and the other batch sizes are enough to tell a fault of the exporter
+    # from one of the optimiser.
+    few = replace(measured, cases=_few(measured))
+    first = judge(few, OnnxRunner(plain, optimize=False, model=model), k=k, localise=False)
+    last = judge(
+        measured, as_runner(shipped, device, model=model), device=device, k=k, localise=False
+    )
     check = Check(
         name="unoptimised file",
         passed=first.passed,
@@ -185,7 +190,7 @@ def _verified(
     where, notes = None, last.notes
     if not passed and not measured.failure:
         file = shipped if first.passed else plain
-        where = _first_divergent(model, file, call, k, program)
+        where = _first_divergent(model, file, measured.call, k, program)
         if first.passed:
             notes = (*notes, "only the optimised file fails: export with optimize=False")
     return replace(

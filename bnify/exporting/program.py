@@ -26,6 +26,14 @@ NORM_OPERATORS: Final = frozenset(
         "RMSNormalization",
     }
 )
+# Batch and instance norms of all kinds, synchronised and lazy ones too, have one base.
+_NORMS: Final = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
 _STACK_TRACE: Final = "pkg.torch.onnx.stack_trace"
 
 
@@ -39,7 +47,8 @@ def refuse_train_mode(model: nn.Module) -> None:
         name for name, module in model.named_modules() if _is_norm(module) and module.training
     ]
     if training:
-        more = f" (and {len(training) - 1} more norms)" if len(training) > 1 else ""
+        others = len(training) - 1
+        more = f" (and {others} more norm{'s' if others > 1 else ''})" if others else ""
         raise ExportError(
             f"{training[0] or type(model).__name__} is in train mode{more}; "
             "the file would hold its inference form without saying so",
@@ -52,8 +61,10 @@ def refuse_train_mode(model: nn.Module) -> None:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return any("norm" in kind.__name__.lower() for kind in type(module).__mro__) and not any(
-        True for _ in module.children()
+    """By class or by its statistics, never by name: a norm may be a subclass with children."""
+    statistics = {"running_mean", "running_var"}
+    return isinstance(module, _NORMS) or any(
+        name in statistics for name, _ in module.named_buffers(recurse=False)
     )
 
 

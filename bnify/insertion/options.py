@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from bnify.errors import PlanError, UsageError
+from bnify.errors import OptionsError, PlanError, UsageError
 from bnify.norms import AFFINE_KINDS, BATCH_KINDS, check_kind
 
 POSITIONS: Final = ("before-act", "after-act")
@@ -55,7 +55,7 @@ class InsertOptions:
 
         Raises:
             UsageError: An unknown word or a number out of range.
-            PlanError: Options that contradict each other.
+            OptionsError: Options that contradict each other.
         """
         check_kind(self.norm)
         if self.position not in POSITIONS:
@@ -73,26 +73,28 @@ class InsertOptions:
             if not good:
                 raise UsageError(f"{name}={value} is out of range", hint=_RANGES[name])
         if self.init == "preserve" and self.norm not in ("batch", "sync"):
-            raise PlanError(
+            raise OptionsError(
                 f"init='preserve' needs a batch norm with scale and shift, not {self.norm!r}",
                 hint="use norm='batch', or init='reset'",
             )
         if self.init == "preserve" and self.zero_gamma:
-            raise PlanError(
+            raise OptionsError(
                 "zero_gamma changes the function, init='preserve' keeps it",
                 hint="use init='reset' with zero_gamma",
             )
         if self.zero_gamma and self.norm not in AFFINE_KINDS | {"auto"}:
-            raise PlanError(f"{self.norm} has no scale to zero", hint="use norm='batch'")
+            raise OptionsError(f"{self.norm} has no scale to zero", hint="use norm='batch'")
         if self.drop_bias and self.norm not in BATCH_KINDS:
-            raise PlanError(
+            raise OptionsError(
                 f"drop_bias needs a batch norm: {self.norm!r} subtracts no mean per channel",
                 hint="leave drop_bias out, or use norm='batch'",
             )
         if self.drop_bias and self.after_act:
-            raise PlanError("drop_bias cannot pass an activation", hint="use position='before-act'")
+            raise OptionsError(
+                "drop_bias cannot pass an activation", hint="use position='before-act'"
+            )
         if self.groups is not None and self.norm not in ("group", "auto"):
-            raise PlanError(f"groups is for group norm, not {self.norm!r}", hint="norm='group'")
+            raise OptionsError(f"groups is for group norm, not {self.norm!r}", hint="norm='group'")
 
 
 _RANGES: Final = {

@@ -47,7 +47,7 @@ def plan_insert(
     layers = candidates(captured, facts, train)
     selection = Selection(options, [(c.names, c.module) for c in layers])
     example = example_batch if example_batch is not None else (captured.call.batch or 1)
-    batch_size = options.batch_size or (example if example > 1 else ASSUMED_BATCH)
+    batch_size = training_batch(options.batch_size, example)
     world = _world_size()
     edits: list[Edit] = []
     skips: list[Skip] = []
@@ -76,6 +76,11 @@ def plan_insert(
         options=options.to_dict(),
         notes=tuple(_notes(captured, options, edits, chosen, example, batch_size)),
     )
+
+
+def training_batch(asked: int | None, example: int | None) -> int:
+    """Samples per device in training: as asked, else the example's, else the assumed 32."""
+    return asked or (example if example is not None and example > 1 else ASSUMED_BATCH)
 
 
 def _refusal(layer: Candidate, context: Context, selection: Selection) -> Skip | None:

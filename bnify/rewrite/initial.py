@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bnify.calibrate import Point, Pooled
+from bnify.errors import PlanError
 from bnify.norms import build, each_norm, effective_eps
 from bnify.plan import Edit, Plan
 
@@ -51,10 +52,21 @@ def initial_norms(
 
 def _preserve(norm: nn.Module, pooled: Pooled, edit: Edit) -> None:
     scale = (pooled.var + effective_eps(edit)).sqrt()
-    _tensor(norm, "running_mean").copy_(pooled.mean)
-    _tensor(norm, "running_var").copy_(pooled.var)
-    _tensor(norm, "weight").copy_(scale)
-    _tensor(norm, "bias").copy_(pooled.mean)
+    for name, value in (
+        ("running_mean", pooled.mean),
+        ("running_var", pooled.var),
+        ("weight", scale),
+        ("bias", pooled.mean),
+    ):
+        tensor = _tensor(norm, name)
+        tensor.copy_(value)
+        if not bool(tensor.isfinite().all()):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise PlanError(
+                f"the {name.replace('_', ' ')} behind {edit.carrier or 'the root'} is "
+                f"{float(value.abs().max()):.1e}, too large for {dtype}",
+                hint="insert into a float32 model (model.float()) and convert afterwards",
+            )
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:

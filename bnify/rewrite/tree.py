@@ -30,7 +30,7 @@ def _drop_bias(layer: nn.Module) -> None:
     """The running mean has taken the bias; it is remembered so that old checkpoints load."""
     bias = layer.get_parameter("bias")
     layer.register_parameter("bias", None)
-    layer.register_buffer("dropped_bias", bias.detach().clone(), persistent=False)
+    layer.register_buffer("dropped_bias", bias.detach().clone())
 
 
 def _restart_calls_at(model: nn.Module) -> None:

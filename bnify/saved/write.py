@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +19,7 @@ from bnify.saved.state import state_of, write_tensors
 from bnify.strict_json import dumps
 from bnify.structure import Call, draw
 from bnify.verdict import Verification
+from bnify.verification.cases import redrawn_seeds
 
 if TYPE_CHECKING:
     from bnify.exporting import Export
@@ -70,6 +71,8 @@ def write(
     seed: int | None = None,
     opset: int | None = None,
     k: float = 10.0,
+    data: Iterable[Any] | None = None,
+    batches: int = 8,
 ) -> Saved:
     """Write the four files beside ``directory`` and put them in place together.
 
@@ -80,9 +83,11 @@ def write(
         force: Replace a folder that holds nothing but files of bnify.
         call: Inputs to export with; None draws them from the plan.
         device: Where the exported file is checked.
-        seed: Noted in the report.
+        seed: Of the inputs that the file is checked on; noted in the report.
         opset: Of the ONNX file; torch's own when None.
         k: How many times the float32 model's own error the ONNX file may be off.
+        data: The user's batches to check the ONNX file on, instead of inputs at random.
+        batches: How many of them at most.
 
     Raises:
         UsageError: The folder exists, or holds files that bnify did not write.
@@ -98,13 +103,20 @@ def write(
             "model": result.plan.fingerprint.digest,
             "weights": file_sha256(folder / WEIGHTS),
         }
-        inputs = call if call is not None else draw(result.plan.call, result.plan.inputs)
-        export = (
-            _export(result.model, inputs, folder / ONNX, device=device, opset=opset, k=k)
-            if onnx
-            else None
-        )
-        if export is not None:
+        export = None
+        if onnx:
+            inputs = call if call is not None else draw(result.plan.call, result.plan.inputs)
+            export = _export(
+                result.model,
+                inputs,
+                folder / ONNX,
+                device=device,
+                opset=opset,
+                k=k,
+                data=data,
+                batches=batches,
+                seeds=redrawn_seeds(seed or 0),
+            )
             hashes["onnx"] = file_sha256(folder / ONNX)
         if result.source.get("checkpoint"):
             hashes["checkpoint"] = result.source["checkpoint"]["sha256"]
@@ -138,16 +150,14 @@ def write(
     return Saved(directory=target, files=files, report={**report, "files": files}, export=export)
 
 
-def _export(
-    model: nn.Module, inputs: Call, path: Path, *, device: str, opset: int | None, k: float
-) -> Export:
+def _export(model: nn.Module, inputs: Call, path: Path, **options: Any) -> Export:
     """The ONNX file of an eval copy, checked against it."""
     from bnify.borrow import copy_model
     from bnify.exporting import export_onnx
 
     without = "leave the ONNX file out with --no-onnx (onnx=False)"
     try:
-        return export_onnx(copy_model(model).eval(), inputs, path, device=device, opset=opset, k=k)
+        return export_onnx(copy_model(model).eval(), inputs, path, **options)
     except ExportError as error:
         hint = f"{error.hint}; or {without}" if error.hint else without
         raise ExportError(error.message, hint=hint) from error

@@ -8,30 +8,21 @@ measured by moving its weights by one unit in the last place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from bnify.borrow import copy_model, fused_attention, in_mode, seeded
+from bnify.borrow import copy_model, fused_attention, seeded
 from bnify.capture import attribute_name
-from bnify.double import StayInFloat64
 from bnify.errors import BnifyError
 from bnify.layers import CallNorms, carries_norm, norm_of
 from bnify.norms import each_norm
-from bnify.plan import Plan
-from bnify.structure import Call, outputs_of, run_graph
+from bnify.structure import outputs_of, run_graph
 from bnify.verdict import Check
-from bnify.verification.measures import is_exact, mismatch, relative_l2
-
-LEAST = 1e-12
-CONDITIONING = 100.0
-ILL_CONDITIONED = 1e-6
-SEED = 0
-
-Named = dict[str, Tensor]
+from bnify.verification.bench import SEED, Bench, Realised, Trained, distance, one_ulp_noise
 
 
 @dataclass(slots=True)
@@ -50,7 +41,7 @@ class Algebra:
 def check_insertion(realised: Realised) -> Algebra:
     """Run every algebra check of an insertion."""
     algebra = Algebra()
-    bench = _Bench(realised)
+    bench = Bench(realised)
     for check in (_graph_in_eval, _preserved, _fast_path, _other_batch, _graph_in_train):
         try:
             algebra.checks.extend(check(bench))
@@ -68,7 +59,7 @@ def check_insertion(realised: Realised) -> Algebra:
     return algebra
 
 
-def _first_divergent(bench: _Bench) -> str | None:
+def _first_divergent(bench: Bench) -> str | None:
     """The first carrier of a norm behind which recording and module differ, eval mode first."""
     for train in (False, True):
         try:
@@ -80,7 +71,7 @@ def _first_divergent(bench: _Bench) -> str | None:
     return None
 
 
-def _divergent_in(bench: _Bench, *, train: bool) -> str | None:
+def _divergent_in(bench: Bench, *, train: bool) -> str | None:
     # Not the tree of the checks: they have moved its state.
     tree, graph = bench.fresh_tree(), bench.graph(train=train)
     values: dict[str, Tensor] = {}
@@ -103,7 +94,7 @@ def _divergent_in(bench: _Bench, *, train: bool) -> str | None:
             result = super().run_node(n)
             at = n.meta.get("norm_of")
             if at in values and at not in found and not found:
-                error, why = _distance([result], [values.pop(at)])
+                error, why = distance([result], [values.pop(at)])
                 if why or error > 1e-9:
                     found.append(at)
             return result
@@ -114,148 +105,10 @@ def _divergent_in(bench: _Bench, *, train: bool) -> str | None:
     return found[0] if found else None
 
 
-class Realised(Protocol):
-    """One plan carried out twice, independently, on float64 copies."""
-
-    wide: bool
-    why_narrow: str
-    model: nn.Module
-    call: Call
-    plan: Plan
-
-    def tree(self) -> nn.Module:
-        """A fresh rewritten copy of the model, in eval mode."""
-
-    def graph(self, *, train: bool) -> fx.GraphModule:
-        """A fresh rewritten recording."""
-
-    def recorded(self) -> fx.GraphModule:
-        """The eval recording before any edit."""
-
-
-class _Bench:
-    """The models under test and the ways to run them."""
-
-    def __init__(self, realised: Realised) -> None:
-        self.wide = realised.wide
-        self.model = realised.model
-        self.plan = realised.plan
-        self.call = realised.call
-        self.tree = realised.tree()
-        self.graph = realised.graph
-        self.fresh_tree = realised.tree
-        self.recorded = realised.recorded
-        self.preserves = any(edit.init == "preserve" for edit in self.plan.edits)
-        # Without float64 the two realisations still run the same operators.
-        self.least = LEAST if self.wide else 1e-5
-
-    def fresh(self) -> Call:
-        """Another input of the same shapes."""
-        return self.call.redrawn(1)
-
-    def original_runs(self, call: Call) -> bool:
-        """Whether the original takes this input: it may be made for some values only."""
-        try:
-            self.outputs(self.model, call)
-        except Exception:  # forward() is user code
-            return False
-        return True
-
-    def recording_holds(self, call: Call) -> bool:
-        """Whether the recording, unedited, is the original on this input: no branch is baked in."""
-        plain = self.recorded()
-        with torch.no_grad():
-            got = self.guarded(lambda: run_graph(plain, call))
-        error, why = _distance(got, self.outputs(self.model, call))
-        return not why and error < 1e-6
-
-    def guarded(self, function: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """Run with fixed random numbers, without the fused attention path."""
-        with seeded(SEED), fused_attention(enabled=False):
-            if not self.wide:
-                return function()
-            with StayInFloat64():  # type: ignore[no-untyped-call]
-                return function()
-
-    def outputs(self, model: nn.Module, call: Call, *, train: bool = False) -> list[Tensor]:
-        """Outputs of a module tree."""
-
-        def forward() -> list[Tensor]:
-            with torch.no_grad(), in_mode(model, train=train):
-                return [t for _, t in outputs_of(call.clone()(model))]
-
-        return self.guarded(forward)
-
-    def error(
-        self,
-        got: list[Tensor],
-        want: list[Tensor],
-        noise: Callable[[], float],
-        name: str,
-        detail: str = "",
-    ) -> Check:
-        """A check of two lists of tensors, with the conditioning measured when it matters."""
-        error, why = _distance(got, want)
-        threshold = self.least
-        if error > threshold and not why:
-            measured = noise()
-            threshold = max(threshold, CONDITIONING * measured)
-            if measured > ILL_CONDITIONED:
-                return Check(
-                    name=name,
-                    passed=None,
-                    error=None,
-                    detail=f"ill-conditioned (one ulp moves it by {measured:.0e}), "
-                    "cannot be decided on this input",
-                )
-        return Check(
-            name=name,
-            passed=error <= threshold,
-            error=error,
-            threshold=threshold,
-            detail=why or detail,
-        )
-
-
-def _distance(got: list[Tensor], want: list[Tensor]) -> tuple[float, str]:
-    """Worst relative error of two lists, and what makes them incomparable."""
-    if len(got) != len(want):
-        return float("inf"), f"{len(got)} outputs, expected {len(want)}"
-    worst = 0.0
-    for index, (a, b) in enumerate(zip(got, want, strict=True)):
-        if a.dtype == b.dtype and torch.equal(a, b):
-            continue  # bit-equal, and so free of NaN: the usual case
-        why = mismatch(a, b)
-        if why is not None:
-            return float("inf"), f"output {index}: {why}"
-        if is_exact(b):
-            if not torch.equal(a, b):
-                return float("inf"), f"output {index}: integers differ"
-            continue
-        finite = b.isfinite()
-        worst = max(worst, relative_l2(a[finite], b[finite]))
-    return worst, ""
-
-
-def one_ulp_noise(bench: _Bench, model: nn.Module, call: Call, *, train: bool = False) -> float:
-    """How far outputs move when every weight moves by one unit in the last place at random."""
-    moved = copy_model(model)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in moved.parameters():
-            if parameter.is_floating_point():
-                signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
-                towards = torch.full_like(parameter, float("inf")) * signs.to(parameter)
-                parameter.copy_(torch.nextafter(parameter, towards))
-    return _distance(
-        bench.outputs(moved, call, train=train), bench.outputs(model, call, train=train)
-    )[0]
-
-
 # -- checks --------------------------------------------------------------------------------------
 
 
-def _graph_in_eval(bench: _Bench) -> Iterator[Check]:
+def _graph_in_eval(bench: Bench) -> Iterator[Check]:
     tree, graph = bench.tree, bench.graph(train=False)
     for label, call in (("example", bench.call), ("fresh input", bench.fresh())):
         if call is not bench.call and not bench.original_runs(call):
@@ -277,12 +130,12 @@ def _graph_in_eval(bench: _Bench) -> Iterator[Check]:
         yield check
 
 
-def _graph_in_train(bench: _Bench) -> Iterator[Check]:
+def _graph_in_train(bench: Bench) -> Iterator[Check]:
     name = _NAMES[_graph_in_train]
     # A fresh tree: a model may have moved its state in eval mode already.
     tree, graph = bench.fresh_tree().train(), bench.graph(train=True)
     before = {name: buffer.clone() for name, buffer in tree.named_buffers()}
-    want, got = _Trained(bench, tree), _Trained(bench, graph)
+    want, got = Trained(bench, tree), Trained(bench, graph)
 
     def noise() -> float:
         return one_ulp_noise(bench, tree, bench.call, train=True)
@@ -311,45 +164,7 @@ def _graph_in_train(bench: _Bench) -> Iterator[Check]:
     yield _all_ran(bench, tree, want)
 
 
-class _Trained:
-    """One training step's forward and backward, and what it leaves behind."""
-
-    def __init__(self, bench: _Bench, module: nn.Module) -> None:
-        call = bench.call.clone()
-
-        def step() -> list[Tensor]:
-            if isinstance(module, fx.GraphModule):
-                outputs = run_graph(module, call)
-            else:
-                outputs = [t for _, t in outputs_of(call(module))]
-            generator = torch.Generator().manual_seed(11)
-            loss: Tensor | None = None
-            for output in outputs:
-                if output.requires_grad and output.is_floating_point():
-                    weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-                    term = (output * weights.to(output)).sum()
-                    loss = term if loss is None else loss + term
-            # Before the backward pass: a checkpoint runs its norms a second time in it.
-            self.buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
-            self.batches = {
-                id(one): int(tracked)
-                for one in module.modules()
-                if isinstance(tracked := getattr(one, "num_batches_tracked", None), Tensor)
-            }
-            self.calls = {id(m): m.call for m in module.modules() if isinstance(m, CallNorms)}
-            if loss is not None:
-                loss.backward()  # type: ignore[no-untyped-call]
-            return [output.detach() for output in outputs]
-
-        self.outputs = bench.guarded(step)
-        self.gradients = {
-            name: parameter.grad
-            for name, parameter in module.named_parameters()
-            if parameter.grad is not None
-        }
-
-
-def _all_ran(bench: _Bench, tree: nn.Module, trained: _Trained) -> Check:
+def _all_ran(bench: Bench, tree: nn.Module, trained: Trained) -> Check:
     """Every inserted norm ran once, and each of its parameters has a gradient.
 
     A norm needs none where the original's own layer gets none: behind a detach, in a reentrant
@@ -373,7 +188,7 @@ def _all_ran(bench: _Bench, tree: nn.Module, trained: _Trained) -> Check:
         if isinstance(norm, CallNorms) and (ran := trained.calls[id(norm)]) != edit.calls:
             silent.append(f"{edit.layer}: {ran} calls, planned {edit.calls}")
     if idle:
-        learned = set(_Trained(bench, copy_model(bench.model).train()).gradients)
+        learned = set(Trained(bench, copy_model(bench.model).train()).gradients)
         for path, name in idle:
             original = bench.model.get_submodule(path)
             own = {n for n, p in original.named_parameters(prefix=path) if p.requires_grad}
@@ -386,7 +201,7 @@ def _all_ran(bench: _Bench, tree: nn.Module, trained: _Trained) -> Check:
     )
 
 
-def _preserved(bench: _Bench) -> Iterator[Check]:
+def _preserved(bench: Bench) -> Iterator[Check]:
     if not bench.preserves:
         return
     tree = bench.tree
@@ -402,7 +217,7 @@ def _preserved(bench: _Bench) -> Iterator[Check]:
         )
 
 
-def _fast_path(bench: _Bench) -> Iterator[Check]:
+def _fast_path(bench: Bench) -> Iterator[Check]:
     """The fused attention path must give what the plain one gives: it may skip a norm."""
     fused = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
     if not any(isinstance(module, fused) for module in bench.model.modules()):
@@ -419,7 +234,7 @@ def _fast_path(bench: _Bench) -> Iterator[Check]:
     )
 
 
-def _other_batch(bench: _Bench) -> Iterator[Check]:
+def _other_batch(bench: Bench) -> Iterator[Check]:
     """The result runs at another batch size wherever the original does."""
     size = bench.call.batch
     if size is None:

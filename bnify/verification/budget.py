@@ -150,7 +150,8 @@ def _rule_case(rule: Rule, case: Case, candidate: Runner) -> list[Ruling]:
     except Exception as error:  # the candidate may be the user's model, or any file
         return [refused(name, f"the candidate raises: {first_line(error)}") for name in names]
     if len(got) != len(names):
-        return [refused(name, f"{len(got)} outputs, expected {len(names)}") for name in names]
+        count = f"{len(got)} output{'s' if len(got) != 1 else ''}"
+        return [refused(name, f"{count}, expected {len(names)}") for name in names]
     return [rule_output(rule, case, i, tensor) for i, (_, tensor) in enumerate(got)]
 
 

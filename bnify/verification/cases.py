@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
@@ -16,6 +16,11 @@ from bnify.structure import Call, match_batch
 from bnify.verification.runners import Outputs, Runner, TorchRunner, first_line
 
 OTHER_BATCHES: Final = (1, 5, 3)
+
+
+def redrawn_seeds(seed: int) -> tuple[int, int]:
+    """The seeds of redrawn inputs that follow from the one seed that the user gives."""
+    return seed + 1, seed + 2
 
 
 class Origin(StrEnum):
@@ -87,7 +92,9 @@ def measure(
         other_batches: Also try two batch sizes that are not the example's.
 
     Raises:
-        CaptureError: The reference raises on the example or on the user's data.
+        CaptureError: The reference raises on the example or on the user's data, or there are no
+            data.
+        PlanError: A batch of the data has nothing with the structure of the example.
     """
     truth, unavailable = _float64(reference, call)
     cases: list[Case] = []
@@ -156,9 +163,13 @@ def _inputs(
         yield "example", call, Origin.GIVEN
         yield from _redrawn(call, seeds)
     else:
-        model = reference.model if isinstance(reference, TorchRunner) else nn.Identity()
-        for i, batch in enumerate(islice(data, batches)):
-            yield f"data {i}", match_batch(batch, call, model), Origin.GIVEN
+        first = None
+        for i, given in enumerate(_given(reference, call, data, batches)):
+            first = given if first is None else first
+            yield f"data {i}", given, Origin.GIVEN
+        if first is None:
+            raise CaptureError("the data yield no batch", hint="check the loader's data")
+        call = first
     size = call.batch
     if not other_batches or size is None or getattr(reference, "static_batch", None) is not None:
         return
@@ -170,6 +181,16 @@ def _inputs(
         drawn = resized.redrawn(seed) if data is None else resized
         suffix = f" (seed {seed})" if data is None else ""
         yield f"batch {other}{suffix}", drawn, Origin.RESIZED
+
+
+def _given(
+    reference: Runner, call: Call, data: Iterable[Any], batches: int
+) -> Iterator[Call]:
+    """The user's batches, as calls; one tensor, dict or call is the only batch."""
+    model = reference.model if isinstance(reference, TorchRunner) else nn.Identity()
+    several = [data] if isinstance(data, (Tensor, Mapping, Call)) else data
+    for batch in islice(several, batches):
+        yield batch if isinstance(batch, Call) else match_batch(batch, call, model)
 
 
 def _redrawn(call: Call, seeds: Sequence[int]) -> Iterator[tuple[str, Call, Origin]]:

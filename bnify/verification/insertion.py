@@ -9,7 +9,8 @@ from bnify.borrow import copy_model, evaluating, fused_attention, seeded
 from bnify.devices import full_precision
 from bnify.structure import Call, outputs_of, run_graph
 from bnify.verdict import Check, Verification
-from bnify.verification.algebra import Realised, check_insertion
+from bnify.verification.algebra import check_insertion
+from bnify.verification.bench import Realised
 from bnify.verification.drift import train_drift
 from bnify.verification.measures import is_exact, mismatch, relative_l2
 

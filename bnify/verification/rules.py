@@ -146,7 +146,8 @@ def rule_output(rule: Rule, case: Case, index: int, got: Tensor) -> Ruling:
     if not is_exact(want):
         return rule.rule(case, index, got)
     different = int((got != want).sum())
-    said = f"{different} of {want.numel()} integers differ" if different else ""
+    differ = "integer differs" if want.numel() == 1 else "integers differ"
+    said = f"{different} of {want.numel()} {differ}" if different else ""
     return Ruling(_verdict(name, distance(got, want), None, not different, said))
 
 

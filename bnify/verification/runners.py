@@ -18,6 +18,7 @@ from bnify.double import StayInFloat64, double
 from bnify.errors import BnifyError, DeviceError, ExportError, SpecError
 from bnify.quiet import captured_streams
 from bnify.structure import Call, map_tensors, outputs_of
+from bnify.verification.kernels import load_error
 
 Outputs = list[tuple[str, Tensor]]
 
@@ -131,9 +132,8 @@ class OnnxRunner:
             try:
                 self._session = ort.InferenceSession(data, options, providers=providers)
             except Exception as error:  # onnxruntime's exceptions share no base of their own
-                raise ExportError(
-                    f"onnxruntime cannot load {self._name}: {first_line(error)}",
-                    hint="run `bnify doctor` to see what is installed",
+                raise load_error(
+                    source, self._name, first_line(error), cuda=first == devices.CUDA_PROVIDER
                 ) from error
         self.log = said.text
         self._session.disable_fallback()
@@ -185,8 +185,8 @@ class OnnxRunner:
             len(given) > len(wanted) and any(value.name not in by_name for value in wanted)
         ):
             raise ExportError(
-                f"{self._name} takes {len(wanted)} inputs ({', '.join(v.name for v in wanted)}), "
-                f"{len(given)} given ({', '.join(given)})",
+                f"{self._name} takes {len(wanted)} input{'s' if len(wanted) != 1 else ''} "
+                f"({', '.join(v.name for v in wanted)}), {len(given)} given ({', '.join(given)})",
                 hint="name the inputs as the file does",
             )
         taken = {v.name: given.pop(by_name[v.name]) for v in wanted if v.name in by_name}

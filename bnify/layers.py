@@ -179,27 +179,12 @@ class ConvTranspose1dNorm(NormedLayer, nn.ConvTranspose1d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(N, C, L) → (N, K, L'), normalized."""
-        extra = self._output_padding(
-            input,
-            output_size,
-            self.stride,
-            self.padding,
-            self.kernel_size,
-            1,
-            self.dilation,  # type: ignore[arg-type]
-        )
-        stride, padding, groups = self.stride, self.padding, self.groups
-        value = F.conv_transpose1d(
-            input,
-            self.weight,
-            self.bias,
-            stride,
-            padding,
-            extra,
-            groups,
-            self.dilation,  # type: ignore[arg-type]
-        )
-        return self.norm(value)  # type: ignore[no-any-return]
+        stride, padding, dilation, groups = self.stride, self.padding, self.dilation, self.groups
+        size = self.kernel_size
+        extra = self._output_padding(input, output_size, stride, padding, size, 1, dilation)  # type: ignore[arg-type]
+        bias = self.bias
+        y = F.conv_transpose1d(input, self.weight, bias, stride, padding, extra, groups, dilation)  # type: ignore[arg-type]
+        return self.norm(y)  # type: ignore[no-any-return]
 
 
 class ConvTranspose2dNorm(NormedLayer, nn.ConvTranspose2d):
@@ -207,27 +192,12 @@ class ConvTranspose2dNorm(NormedLayer, nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(N, C, H, W) → (N, K, H', W'), normalized."""
-        extra = self._output_padding(
-            input,
-            output_size,
-            self.stride,
-            self.padding,
-            self.kernel_size,
-            2,
-            self.dilation,  # type: ignore[arg-type]
-        )
-        stride, padding, groups = self.stride, self.padding, self.groups
-        value = F.conv_transpose2d(
-            input,
-            self.weight,
-            self.bias,
-            stride,
-            padding,
-            extra,
-            groups,
-            self.dilation,  # type: ignore[arg-type]
-        )
-        return self.norm(value)  # type: ignore[no-any-return]
+        stride, padding, dilation, groups = self.stride, self.padding, self.dilation, self.groups
+        size = self.kernel_size
+        extra = self._output_padding(input, output_size, stride, padding, size, 2, dilation)  # type: ignore[arg-type]
+        bias = self.bias
+        y = F.conv_transpose2d(input, self.weight, bias, stride, padding, extra, groups, dilation)  # type: ignore[arg-type]
+        return self.norm(y)  # type: ignore[no-any-return]
 
 
 class ConvTranspose3dNorm(NormedLayer, nn.ConvTranspose3d):
@@ -235,27 +205,12 @@ class ConvTranspose3dNorm(NormedLayer, nn.ConvTranspose3d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(N, C, D, H, W) → (N, K, D', H', W'), normalized."""
-        extra = self._output_padding(
-            input,
-            output_size,
-            self.stride,
-            self.padding,
-            self.kernel_size,
-            3,
-            self.dilation,  # type: ignore[arg-type]
-        )
-        stride, padding, groups = self.stride, self.padding, self.groups
-        value = F.conv_transpose3d(
-            input,
-            self.weight,
-            self.bias,
-            stride,
-            padding,
-            extra,
-            groups,
-            self.dilation,  # type: ignore[arg-type]
-        )
-        return self.norm(value)  # type: ignore[no-any-return]
+        stride, padding, dilation, groups = self.stride, self.padding, self.dilation, self.groups
+        size = self.kernel_size
+        extra = self._output_padding(input, output_size, stride, padding, size, 3, dilation)  # type: ignore[arg-type]
+        bias = self.bias
+        y = F.conv_transpose3d(input, self.weight, bias, stride, padding, extra, groups, dilation)  # type: ignore[arg-type]
+        return self.norm(y)  # type: ignore[no-any-return]
 
 
 _NORMED: dict[type[nn.Module], type[nn.Module]] = {

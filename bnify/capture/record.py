@@ -96,6 +96,10 @@ def record(
         custom_gradients=recorder.custom_gradients,
     )
     captured.notes.extend(_unknown(captured))
+    captured.notes.extend(
+        f"the model keeps {name} of its forward pass: who reads it elsewhere is not seen"
+        for name in recorder.kept()
+    )
     if clean:
         shapes_to_constants(captured.graph)
         functionalise(captured.graph)

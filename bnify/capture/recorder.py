@@ -327,6 +327,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for hook in hooks:
                 hook.remove()
 
+    def kept(self) -> Iterator[str]:
+        """Attributes in which the model keeps values of this pass."""
+        for path, module in self._model.named_modules():
+            for name, value in vars(module).items():
+                node = self._nodes.get(value) if isinstance(value, Tensor) else None
+                if node is not None and node.op == "call_function":
+                    yield f"{path}.{name}" if path else name
+
     def finish(self, output: Any) -> None:
         """Write the model's return value as the graph's output."""
         value = output_of(output, self.node_of)

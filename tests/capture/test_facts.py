@@ -329,3 +329,23 @@ def test_batch_sizes_and_replay():
     assert torch.equal(again, net(captured.call.args[0]))
     assert captured.call.batch == 4
     assert record(net, {"input": draw(2, 6)}).call.batch == 2
+
+
+def test_values_kept_on_the_model_are_noted():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.layer.last = None
+
+        def forward(self, x):
+            y = self.layer(x)
+            self.layer.last = y
+            self.seen = x
+            return y.relu()
+
+    captured = record(Keeps(), torch.randn(2, 4))
+    kept = [note for note in captured.notes if "keeps" in note]
+    assert kept == [
+        "the model keeps layer.last of its forward pass: who reads it elsewhere is not seen"
+    ]

@@ -144,3 +144,13 @@ def test_tokens_and_several_calls():
     fresh.load_state_dict(other.state_dict(), strict=False)
     want = bnify.insert(other, x, include="a", per_call=True).model
     assert laws.worst_error(laws.run64(want, x), laws.run64(fresh, x)) < 1e-6
+
+
+def test_an_old_checkpoint_after_its_own():
+    """Which bias sits in the running mean is part of the state: it survives a resume."""
+    saved = bnify.insert(cnn(3), X, drop_bias=True).model.state_dict()
+    model = bnify.insert(cnn(0), X, drop_bias=True).model
+    model.load_state_dict(saved)
+    model.load_state_dict(cnn(5).state_dict(), strict=False)
+    want = bnify.insert(cnn(5), X).model
+    assert laws.worst_error(laws.run64(want, X), laws.run64(model, X)) < 1e-6

@@ -25,13 +25,19 @@ from digits import Split, digits
 from mlp import MyNetwork
 
 
+# What the demo must find: norms after the hidden layers, none after the output head.
+EDITS = ["fc1", "fc2"]
+SKIPS = [("fc3", "output-head")]
+
+
 def main() -> int:
-    """Run the demo; 0 if everything that was measured passed."""
+    """Run the demo; 0 if the plan is the expected one and everything that was measured passed."""
     parser = argparse.ArgumentParser(description="insert, train, export, verify")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     options = parser.parse_args()
+    started = time.perf_counter()
     console = Console()
     torch.set_num_threads(1)  # batches of 32 gain nothing from more
     data = digits(options.seed)
@@ -41,6 +47,11 @@ def main() -> int:
     plain = MyNetwork()
     result = bnify.insert(plain, torch.randn(32, 784))
     show(report.render(result, "rich"))
+    edits = [edit.layer for edit in result.plan.edits]
+    skips = [(skip.layer, str(skip.reason)) for skip in result.plan.skips]
+    if (edits, skips) != (EDITS, SKIPS):
+        console.print(f"expected norms on {EDITS} and {SKIPS} left alone, not {edits} and {skips}")
+        return 1
 
     heading(
         console, "2  Train both", "SGD, lr 0.01, cross entropy, batch 32, same start, same order"
@@ -62,8 +73,9 @@ def main() -> int:
     for name, history in zip(("without norms", "with norms"), histories, strict=True):
         console.print(f"{name:>13}: {history[-1][1]:.1%} of the test digits right")
     console.print(f"files: {file}")
-    passed = result.verification.passed and verification.passed
-    return 0 if passed else 1
+    console.print(f"{time.perf_counter() - started:.0f} seconds in all")
+    verdicts = (result.verification, exported.verification, verification)
+    return 0 if all(verdict.passed for verdict in verdicts) else 1
 
 
 def train(

@@ -16,7 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bnify.exporting.checked as checked
-from bnify.errors import BnifyError, DeviceError, ExportError, UsageError, VerificationError
+from bnify.errors import (
+    BnifyError,
+    CaptureError,
+    DeviceError,
+    ExportError,
+    UsageError,
+    VerificationError,
+)
 from bnify.exporting import export_onnx, refuse_train_mode
 from laws import hostile_
 
@@ -109,22 +116,95 @@ def test_a_norm_left_in_train_mode_is_refused_and_named(net: nn.Module, tmp_path
 
 
 def test_a_model_in_train_mode_is_refused(net: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"bn is in train mode \(and 1 more norms\)"):
+    with pytest.raises(ExportError, match=r"bn is in train mode \(and 1 more norm\)"):
         export_onnx(net.train(), X, tmp_path / "net.onnx")
     with pytest.raises(ExportError, match="Linear is in train mode"):
         refuse_train_mode(nn.Linear(2, 2))
 
 
 def test_other_kinds_of_norm_are_known() -> None:
-    class MyRMSNorm(nn.Module):
-        pass
+    from timm.layers import BatchNormAct2d
 
-    for norm in (nn.InstanceNorm2d(2), nn.SyncBatchNorm(2), nn.GroupNorm(1, 2), MyRMSNorm()):
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("running_var", torch.ones(2))
+            self.act = nn.ReLU()
+
+    own = (nn.InstanceNorm2d(2), nn.SyncBatchNorm(2), nn.GroupNorm(1, 2), nn.RMSNorm(2))
+    for norm in (*own, BatchNormAct2d(2), Own()):
         model = nn.Sequential(nn.ReLU(), norm).eval()
         refuse_train_mode(model)
         norm.train()
         with pytest.raises(ExportError, match="1 is in train mode"):
             refuse_train_mode(model)
+
+
+def test_a_norm_is_none_by_its_name() -> None:
+    class Normalize(nn.Module):
+        """Scales pixels; train and eval are the same."""
+
+    model = nn.Sequential(Normalize(), nn.BatchNorm2d(2)).eval()
+    model[0].train()
+    refuse_train_mode(model)
+
+
+# -- the inputs it is checked on ---------------------------------------------------------------
+
+
+def test_the_users_batches_are_what_the_file_is_checked_on(net: nn.Module, tmp_path: Path) -> None:
+    data = [(torch.rand(4, 3, 8, 8), torch.zeros(4)) for _ in range(3)]
+    export = export_onnx(net, X, tmp_path / "net.onnx", data=iter(data), batches=2)
+    assert export.verification.inputs == ("data 0", "data 1", "batch 1", "batch 5")
+    export = export_onnx(net, X, tmp_path / "net.onnx", data=torch.rand(4, 3, 8, 8))
+    assert export.verification.inputs == ("data 0", "batch 1", "batch 5")
+    with pytest.raises(CaptureError, match="the data yield no batch"):
+        export_onnx(net, X, tmp_path / "net.onnx", data=[])
+
+
+def test_a_fault_that_only_the_data_shows_is_found_on_the_data(tmp_path, monkeypatch) -> None:
+    """A file that is wrong above 100 passes on inputs at random and fails on the user's."""
+
+    class Clipped(nn.Module):
+        def __init__(self, limit: float) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+            self.limit = limit
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x.clamp(max=self.limit))
+
+    model, faulty = Clipped(1e6).eval(), Clipped(100.0).eval()
+    faulty.load_state_dict(model.state_dict())
+    real = checked.exported
+    monkeypatch.setattr(checked, "exported", lambda _, *args, **kw: real(faulty, *args, **kw))
+    x = torch.randn(3, 4)
+    assert export_onnx(model, x, tmp_path / "net.onnx").verification.passed
+    with pytest.raises(VerificationError):
+        export_onnx(model, x, tmp_path / "net.onnx", data=[x * 1000])
+
+
+def test_the_seeds_of_the_redrawn_inputs_are_those_asked_for(net: nn.Module, tmp_path) -> None:
+    export = export_onnx(net, X, tmp_path / "net.onnx", seeds=(8, 9))
+    assert {"normal (seed 8)", "normal x10 (seed 9)"} <= set(export.verification.inputs)
+    assert not any("seed 1)" in label for label in export.verification.inputs)
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "operator"),
+    [
+        (nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.randn(3, 4), "Gemm"),
+        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), X, "Conv"),
+    ],
+)
+def test_bfloat16_on_the_cpu_is_told_the_way_out(model, x, operator, tmp_path: Path) -> None:
+    half = copy.deepcopy(model).to(torch.bfloat16).eval()
+    with pytest.raises(ExportError) as caught:
+        export_onnx(half, x.to(torch.bfloat16), tmp_path / "net.onnx")
+    assert caught.value.message.startswith(f"onnxruntime on CPU has no bfloat16 {operator}")
+    assert caught.value.hint == "export a float32 copy (model.float())"
+    assert "bnify-tmp" not in caught.value.message
+    assert export_onnx(half.float(), x, tmp_path / "net.onnx").verification.passed
 
 
 # -- batch axis --------------------------------------------------------------------------------

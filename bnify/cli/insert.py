@@ -194,8 +194,8 @@ def insert(
         "skip_frozen": skip_frozen,
     }
     given = read_plan(plan, asked | {"init": init}) if plan is not None else None
-    has_weights = weights is not None or pretrained
-    default = default_init(norm, zero_gamma=zero_gamma, has_weights=has_weights)
+    keeps = given is None and (weights is not None or pretrained)  # a plan says itself
+    default = default_init(norm, zero_gamma=zero_gamma, has_weights=keeps)
     request = Request(
         model=ModelOptions(
             spec=spec,

@@ -208,8 +208,8 @@ def _notes(
     few = [e.layer for e in edits if "values a channel" in e.detail]
     if few:
         yield (
-            f"{len(few)} batch norms see fewer than {FEW_VALUES} values a channel "
-            f"at batch size {batch_size}: group or layer norm would be steadier"
+            f"fewer than {FEW_VALUES} values a channel at batch size {batch_size} for "
+            f"{_count(few, 'batch norm')}: group or layer norm would be steadier"
         )
     if kinds - BATCH_KINDS:
         others = ", ".join(sorted(kinds - BATCH_KINDS))
@@ -220,8 +220,12 @@ def _notes(
         yield "batch norm in place of sync: SyncBatchNorm does not run on the gloo backend"
     frozen = [c.layer for c, _ in chosen if is_frozen(c)]
     if frozen:
-        yield f"{len(frozen)} frozen layers get a trainable norm; skip_frozen leaves them alone"
+        yield f"a trainable norm for {_count(frozen, 'frozen layer')}; skip_frozen leaves them alone"
     yield from captured.notes
+
+
+def _count(things: Sequence[str], noun: str) -> str:
+    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
 
 
 def _world_size() -> int:

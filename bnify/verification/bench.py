@@ -145,16 +145,27 @@ def distance(got: list[Tensor], want: list[Tensor]) -> tuple[float, str]:
     return worst, ""
 
 
+def move_one_ulp(model: nn.Module) -> None:
+    """Move every weight by one unit in the last place, up or down at random, in place."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.is_floating_point():
+                continue
+            signs = (torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1).to(
+                parameter
+            )
+            if parameter.dtype in (torch.float32, torch.float64):
+                towards = torch.full_like(parameter, float("inf")) * signs
+                parameter.copy_(torch.nextafter(parameter, towards))
+            else:  # torch has no nextafter for half precision
+                parameter.mul_(1 + signs * torch.finfo(parameter.dtype).eps)
+
+
 def one_ulp_noise(bench: Bench, model: nn.Module, call: Call, *, train: bool = False) -> float:
     """How far outputs move when every weight moves by one unit in the last place at random."""
     moved = copy_model(model)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in moved.parameters():
-            if parameter.is_floating_point():
-                signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
-                towards = torch.full_like(parameter, float("inf")) * signs.to(parameter)
-                parameter.copy_(torch.nextafter(parameter, towards))
+    move_one_ulp(moved)
     return distance(
         bench.outputs(moved, call, train=train), bench.outputs(model, call, train=train)
     )[0]

@@ -183,9 +183,7 @@ def _inputs(
         yield f"batch {other}{suffix}", drawn, Origin.RESIZED
 
 
-def _given(
-    reference: Runner, call: Call, data: Iterable[Any], batches: int
-) -> Iterator[Call]:
+def _given(reference: Runner, call: Call, data: Iterable[Any], batches: int) -> Iterator[Call]:
     """The user's batches, as calls; one tensor, dict or call is the only batch."""
     model = reference.model if isinstance(reference, TorchRunner) else nn.Identity()
     several = [data] if isinstance(data, (Tensor, Mapping, Call)) else data

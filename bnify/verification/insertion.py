@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from bnify.borrow import copy_model, evaluating, fused_attention, seeded
 from bnify.devices import full_precision
+from bnify.double import StayInFloat64
+from bnify.layers import without_synchronisation
 from bnify.structure import Call, outputs_of, run_graph
 from bnify.verdict import Check, Verification
 from bnify.verification.algebra import check_insertion
-from bnify.verification.bench import Realised
+from bnify.verification.bench import CONDITIONING, Realised, move_one_ulp
 from bnify.verification.drift import train_drift
 from bnify.verification.measures import is_exact, mismatch, relative_l2
 
@@ -52,6 +56,8 @@ def _verify(
         )
     algebra = check_insertion(realised)
     checks = [*algebra.checks, _delivered(result, graph, realised.call)]
+    if any(edit.init == "preserve" for edit in realised.plan.edits):
+        checks.append(_kept(realised, original, result))
     notes = []
     if not realised.wide:
         notes.append(
@@ -69,6 +75,49 @@ def _verify(
         inputs=("example", "redrawn (seed 1)"),
         notes=tuple(notes),
     )
+
+
+def _kept(realised: Realised, original: nn.Module, result: nn.Module) -> Check:
+    """The function of the original in its own dtype, where statistics have been rounded.
+
+    The error against the float64 original may be ten times the original's own, or what a change
+    of its weights by one unit in the last place explains.
+    """
+    name = "result = original, own dtype"
+    parameter = next((p for p in original.parameters() if p.is_floating_point()), None)
+    own = realised.call if parameter is None else realised.call.to(dtype=parameter.dtype)
+
+    def outputs(model: nn.Module, call: Call) -> list[Tensor]:
+        working = without_synchronisation(copy_model(model))
+        with torch.no_grad(), seeded(0), fused_attention(enabled=False), evaluating(working):
+            return [t for _, t in outputs_of(call.clone()(working)) if t.is_floating_point()]
+
+    if not realised.wide:
+        return Check(name=name, passed=None, detail="no float64 run to compare with")
+    with StayInFloat64():  # type: ignore[no-untyped-call]
+        truth = outputs(realised.model, realised.call)
+    base = outputs(original, own)
+    nudged = copy_model(original)
+    move_one_ulp(nudged)
+    # In half precision a hundred units in the last place are the size of the value itself.
+    single = parameter is None or parameter.dtype in (torch.float32, torch.float64)
+    conditioning = CONDITIONING if single else 10.0
+    allowed = max(
+        1e-6,
+        10 * _worst(base, truth),
+        conditioning * _worst(outputs(nudged, own), base),
+    )
+    error = _worst(outputs(result, own), truth)
+    return Check(name=name, passed=error <= allowed, error=error, threshold=allowed)
+
+
+def _worst(got: list[Tensor], want: list[Tensor]) -> float:
+    """Worst relative error over the outputs; infinite where a value is not finite."""
+    errors = [
+        relative_l2(a, b) if bool(a.isfinite().all()) else inf
+        for a, b in zip(got, want, strict=True)
+    ]
+    return max(errors, default=0.0)
 
 
 def _delivered(result: nn.Module, graph: fx.GraphModule, call: Call) -> Check:

@@ -59,6 +59,11 @@ def test_export_of_a_spec_and_of_a_folder(cli, user):
     assert ran.code == 0, ran
     assert "PASS" in ran.stdout
     assert "opset" in ran.stdout
+    words = ("--no-dynamic-batch", "--optimize", "--force", "--format", "json")
+    ran = cli("export", "out", "-o", "folder.onnx", *words)
+    assert ran.code == 0, ran
+    checks = {c["name"]: c for c in json.loads(ran.stdout)["verification"]["checks"]}
+    assert checks["batch size 1, 5"]["detail"] == "the file is fixed at batch 8"
 
 
 def test_an_opset_that_cannot_be_had_is_an_error_and_writes_nothing(cli, user):
@@ -66,6 +71,26 @@ def test_an_opset_that_cannot_be_had_is_an_error_and_writes_nothing(cli, user):
     assert ran.code in (2, 3), ran
     assert "opset" in ran.stderr
     assert not list(user.glob("*.onnx*"))
+
+
+def _inputs(ran) -> list[str]:
+    assert ran.code == 0, ran
+    data = json.loads(ran.stdout)
+    return data.get("export", data)["verification"]["inputs"]
+
+
+def test_data_and_seed_reach_the_inputs_that_files_are_checked_on(cli):
+    wanted = ["data 0", "data 1", "batch 1", "batch 5"]
+    given = ("--data", "net.py:loader", "--batches", "2", "--format", "json")
+    assert _inputs(cli("export", NET, "-o", "model.onnx", *given)) == wanted
+    assert _inputs(cli("verify", NET, "model.onnx", *given)) == wanted
+    assert _inputs(cli("insert", NET, "-o", "out", *given)) == wanted
+    seed = ("--seed", "7", *INPUT, "--format", "json", "--force")
+    for words in (("export", NET, "-o", "model.onnx"), ("insert", NET, "-o", "out")):
+        drawn = _inputs(cli(*words, *seed))
+        assert "normal (seed 8)" in drawn
+        assert "normal x10 (seed 9)" in drawn
+    assert "normal (seed 8)" in _inputs(cli("verify", NET, "model.onnx", *seed[:-1]))
 
 
 UNEXPORTABLE = '''

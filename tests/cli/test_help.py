@@ -75,10 +75,23 @@ def test_insert_has_the_options_of_the_python_function(cli):
     from bnify.api import insert
 
     text = cli("insert", "--help").stdout
-    python_only = {"model", "inputs", "optimizer", "inplace", "verify", "progress"}
+    python_only = {"model", "inputs", "optimizer", "inplace", "progress"}
     for name in set(inspect.signature(insert).parameters) - python_only:
         assert f"--{name.replace('_', '-')} " in text, name
     assert "--no-verify " in text
+    assert "--onnx / --no-onnx" in text
+
+
+def test_export_has_the_options_of_the_python_function(cli):
+    import inspect
+
+    from bnify.api import export
+
+    text = cli("export", "--help").stdout
+    for name in set(inspect.signature(export).parameters) - {"model", "inputs", "path", "options"}:
+        assert f"--{name.replace('_', '-')} " in text, name
+    assert "--static-batch" in text
+    assert "--no-dynamic-batch" in text
 
 
 def test_choices_are_those_of_the_library():

@@ -90,6 +90,30 @@ def test_a_dry_run_writes_nothing_and_its_plan_can_be_edited_and_applied(cli, us
     assert "PASS" not in text
 
 
+@pytest.mark.parametrize("dry", [("--dry-run",), ("--no-onnx",)])
+def test_a_plan_that_does_not_fit_is_3_with_and_without_dry_run(cli, user, dry):
+    data = _json(cli("insert", "net.py:Net", *INPUT, "--dry-run", "--format", "json"))
+    (user / "plan.json").write_text(json.dumps(data))
+    ran = cli("insert", "net.py:Quiet", "--plan", "plan.json", *dry)
+    assert ran.code == 3, ran
+    assert "the plan does not fit this model" in ran.stderr
+    data["plan"]["edits"][0]["channels"] = 7
+    (user / "plan.json").write_text(json.dumps(data))
+    ran = cli("insert", "net.py:Net", "--plan", "plan.json", *dry)
+    assert ran.code == 3, ran
+    assert "the plan's edit of fc1 cannot be done" in ran.stderr
+
+
+def test_a_plan_and_weights_go_together(cli, user):
+    import runpy
+
+    data = _json(cli("insert", "net.py:Quiet", *INPUT, "--dry-run", "--format", "json"))
+    (user / "plan.json").write_text(json.dumps(data))
+    torch.save(runpy.run_path("net.py")["Quiet"]().state_dict(), "w.pt")
+    ran = cli("insert", "net.py:Quiet", "--plan", "plan.json", "--weights", "w.pt")
+    assert ran.code == 0, ran
+
+
 def test_diff_and_code_are_shown(cli):
     ran = cli("insert", "net.py:Quiet", *INPUT, "--diff", "--print-code")
     assert "-  (fc1): Linear(" in ran.stdout

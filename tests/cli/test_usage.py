@@ -68,6 +68,26 @@ def test_existing_output_is_refused_before_the_model_is_loaded(cli, user):
     assert cli("export", "net.py:Net", "--input", "2,4", "-o", "m.onnx").code == 2
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--norm", "layer", "--init", "preserve"),
+        ("--groups", "4"),
+        ("--norm", "batch-noaffine", "--zero-gamma"),
+        ("--norm", "group", "--drop-bias"),
+        ("--drop-bias", "--position", "after-act"),
+        ("--eps", "-1"),
+    ],
+)
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_options_that_contradict_each_other_are_2_before_the_model_is_loaded(cli, words, dry):
+    ran = cli("insert", "net.py:Net", "--input", "2,4", *words, *dry)
+    assert ran.code == 2, ran
+    assert "error: " in ran.stderr
+    assert "user:" not in ran.stderr
+    assert cli("insert", "missing.py:Net", *words, *dry).code == 2
+
+
 def test_debug_shows_where(cli):
     assert "Traceback" not in cli("insert", "net.py:Nett", "--input", "2,4").stderr
     assert "Traceback" in cli("insert", "net.py:Nett", "--input", "2,4", "--debug").stderr

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from bnify.errors import CaptureError, PlanError, WeightsError
+from bnify.plan import Plan
+from bnify.structure import Call, Inputs, as_call
 
 
 def accept(model: nn.Module) -> None:
@@ -29,6 +34,53 @@ def accept(model: nn.Module) -> None:
     refuse_wrapped(model)
     _refuse_unmaterialised(model)
     _refuse_nonfinite(model)
+
+
+def example_call(model: nn.Module, inputs: Inputs) -> Call:
+    """The user's inputs as a call.
+
+    Raises:
+        CaptureError: They are no inputs, or hold NaN.
+    """
+    call = as_call(inputs)
+    for name, tensor in call.tensors(model):
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise CaptureError(
+                f"the input {name} holds {int(tensor.isnan().sum())} NaN values",
+                hint="pass finite inputs",
+            )
+    return call
+
+
+def as_plan(plan: Plan | Mapping[str, Any] | str | Path) -> Plan:
+    """A plan as it comes: itself, its data, its JSON, or a file or folder that holds it.
+
+    Raises:
+        PlanError: It is no plan.
+    """
+    if isinstance(plan, Plan):
+        return plan
+    if isinstance(plan, Mapping):
+        inner = plan.get("plan")  # of a saved folder or a report
+        return Plan.from_dict(dict(inner) if isinstance(inner, Mapping) else dict(plan))
+    if not isinstance(plan, (str, Path)):
+        raise PlanError(f"a plan is expected, not {plan!r}", hint="pass result.plan")
+    if isinstance(plan, str) and plan.lstrip().startswith("{"):
+        return as_plan(_json(plan, "the plan"))
+    file = Path(plan) / "bnify.json" if Path(plan).is_dir() else Path(plan)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"the plan {plan} cannot be read: {error}", hint="check the path") from None
+    return as_plan(_json(text, f"the plan {plan}"))
+
+
+def _json(text: str, what: str) -> Mapping[str, Any]:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise PlanError(f"{what} is not JSON: {error}", hint="write it with to_json()") from None
+    return data if isinstance(data, dict) else {}
 
 
 def refuse_wrapped(model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bnify.accept import accept
-from bnify.borrow import copy_model
+from bnify.accept import accept, as_plan, example_call
+from bnify.borrow import copy_model, training_possible
 from bnify.capture import Captured, free_batch, record_example, record_train
-from bnify.errors import PlanError, VerificationError
-from bnify.insertion import InsertOptions, plan_insert, training_batch
+from bnify.errors import PlanError, UsageError, VerificationError
+from bnify.insertion import InsertOptions, plan_insert, reconciled, training_batch
 from bnify.measure import measure
 from bnify.optim import check_optimizer, extend_optimizer, optimizer_notes
 from bnify.plan import Plan
@@ -58,7 +58,7 @@ def insert(
     per_call: bool = False,
     skip_frozen: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
-    plan: Plan | None = None,
+    plan: Plan | Mapping[str, Any] | str | Path | None = None,
     inplace: bool = False,
     verify: bool = True,
     progress: Callable[[str], None] | None = None,
@@ -87,7 +87,7 @@ def insert(
         per_call: Give each call of a layer that runs several times its own norm.
         skip_frozen: Leave layers alone whose parameters take no gradient.
         optimizer: An optimizer of this very model, which then trains the new norms too.
-        plan: Carry out this plan instead of making one.
+        plan: Carry out this plan (or its JSON data, or a file with it) instead of making one.
         inplace: Edit this model instead of a copy.
         verify: Measure the result before it is returned.
         progress: Called with a few words at each stage.
@@ -122,28 +122,30 @@ def insert(
     accept(model)
     check_optimizer(optimizer, model, inplace=inplace)
     say = progress or (lambda _: None)
-    call = as_call(inputs)
-    say("recording")
-    captured = record_example(model, call)
-    if plan is None:
-        train, note = record_train(model, captured.call)
-        say("planning")
-        plan = plan_insert(captured, options, train=train, example_batch=call.batch)
-        plan = plan.with_notes(*note)
-    else:
-        _refuse_options_beside(plan, options)
-        check_fingerprint(model, plan)
-    return _carry_out(
-        model,
-        call,
-        captured,
-        plan,
-        data,
-        inplace=inplace,
-        verify=verify,
-        optimizer=optimizer,
-        say=say,
-    )
+    given = None if plan is None else as_plan(plan)
+    if given is not None:
+        _refuse_options_beside(given, options)
+        check_fingerprint(model, given)
+    call = example_call(model, inputs)
+    with training_possible():
+        say("recording")
+        captured = record_example(model, call)
+        if given is None:
+            train, note = record_train(model, captured.call)
+            say("planning")
+            made = plan_insert(captured, options, train=train, example_batch=call.batch)
+            given = made.with_notes(*note)
+        return _carry_out(
+            model,
+            call,
+            captured,
+            given,
+            data,
+            inplace=inplace,
+            verify=verify,
+            optimizer=optimizer,
+            say=say,
+        )
 
 
 def plan(model: nn.Module, inputs: Inputs, **options: Any) -> Plan:
@@ -153,7 +155,7 @@ def plan(model: nn.Module, inputs: Inputs, **options: Any) -> Plan:
     chosen = InsertOptions(**options)
     chosen.check()
     accept(model)
-    call = as_call(inputs)
+    call = example_call(model, inputs)
     captured = record_example(model, call)
     train, note = record_train(model, captured.call)
     made = plan_insert(captured, chosen, train=train, example_batch=call.batch)
@@ -173,21 +175,23 @@ def check(model: nn.Module, plan: Plan, inputs: Inputs | None = None) -> None:
 
 def apply(
     model: nn.Module,
-    plan: Plan,
+    plan: Plan | Mapping[str, Any] | str | Path,
     inputs: Inputs | None = None,
     verify: bool = True,
     *,
     data: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
     inplace: bool = False,
 ) -> Result:
     """Carry out a plan, made earlier and perhaps edited by hand, on a fresh instance of its model.
 
     Args:
         model: An instance of the model the plan was made for.
-        plan: The plan.
+        plan: The plan, its JSON data, or a file with it.
         inputs: Example inputs; drawn from what the plan remembers of them when None.
         verify: Measure the result before it is returned.
         data: Batches for ``init="preserve"``, as in :func:`insert`.
+        optimizer: An optimizer of this very model, as in :func:`insert`.
         inplace: Edit this model instead of a copy.
 
     Raises:
@@ -195,11 +199,23 @@ def apply(
             edits cannot be done (the edit is named).
         VerificationError: The result was measured and found wrong.
     """
+    plan = as_plan(plan)
     accept(model)
+    check_optimizer(optimizer, model, inplace=inplace)
     check_fingerprint(model, plan)
     call = _inputs(model, plan, inputs)
-    captured = record_example(model, call)
-    return _carry_out(model, call, captured, plan, data, inplace=inplace, verify=verify)
+    with training_possible():
+        captured = record_example(model, call)
+        return _carry_out(
+            model,
+            call,
+            captured,
+            plan,
+            data,
+            inplace=inplace,
+            verify=verify,
+            optimizer=optimizer,
+        )
 
 
 def export(
@@ -267,7 +283,7 @@ def load(dir: str | Path, model: nn.Module | None = None) -> nn.Module:
 def _inputs(model: nn.Module, plan: Plan, inputs: Inputs | None) -> Call:
     """The inputs as given, else drawn from what the plan remembers of them."""
     if inputs is not None:
-        return as_call(inputs)
+        return example_call(model, inputs)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return draw(plan.call, plan.inputs).to(device=device)
 
@@ -296,9 +312,10 @@ def _carry_out(
 ) -> Result:
     """Measure, rewrite and verify one plan."""
     check_edits(captured, plan)
+    plan = reconciled(plan, captured)
     statistics, notes, batch = measure(model, plan, example, data, say)
     plan = plan.with_notes(
-        *free_batch(captured), *notes, *optimizer_notes(plan, optimizer, inplace)
+        *free_batch(captured), *notes, *optimizer_notes(model, plan, optimizer, inplace)
     )
     before = str(model)
     say("rewriting")
@@ -370,8 +387,13 @@ def _side(side: nn.Module | str | Path) -> Any:
     return side
 
 
-def _globs(globs: str | Sequence[str]) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs)
+def _globs(globs: Any) -> tuple[str, ...]:
+    listed = (globs,) if isinstance(globs, str) else globs
+    if not isinstance(listed, Sequence) or not all(isinstance(glob, str) for glob in listed):
+        raise UsageError(
+            f"include, exclude and only take globs, not {globs!r}", hint='include="features.*"'
+        )
+    return tuple(listed)
 
 
 __all__ = ["apply", "check", "export", "insert", "load", "plan", "verify"]

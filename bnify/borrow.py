@@ -127,6 +127,13 @@ def _seeded_numpy(seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def training_possible() -> Iterator[None]:
+    """Out of the caller's ``inference_mode`` and ``no_grad``: tensors made here can be trained."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
 def fused_attention(enabled: bool) -> Iterator[None]:
     """Switch the fused path of ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer``."""
     before = torch.backends.mha.get_fastpath_enabled()

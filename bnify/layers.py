@@ -60,8 +60,10 @@ class ChannelRMSNorm(nn.Module):
 class CallNorms(nn.Module):
     """One norm per call of a layer that runs several times in a forward pass.
 
-    The i-th call since the root's forward began uses the i-th norm; :func:`restart_calls`, a
-    forward pre-hook on the root model, sets the count back.
+    The i-th call since the forward of their scope began uses the i-th norm. The scope is the
+    innermost module around the layer that runs once in a forward pass; :func:`restart_calls`, a
+    forward pre-hook on it, sets the count back. A call too many is an error: which norm it wants
+    cannot be known.
     """
 
     def __init__(self, norms: Sequence[nn.Module]) -> None:
@@ -77,13 +79,20 @@ class CallNorms(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Normalize with the norm of the call at hand."""
         norms = self.norms()
+        # In the backward pass a checkpoint repeats its calls, from the first if it spans them all.
+        repeated = torch._C._current_graph_task_id() != -1
+        if self.call >= len(norms) and not repeated:
+            raise RuntimeError(
+                f"this layer has norms for {len(norms)} calls and is called once more: insert with "
+                "inputs that make as many calls"
+            )
         norm = norms[self.call % len(norms)]
         self.call += 1
         return norm(input)  # type: ignore[no-any-return]
 
 
 def restart_calls(model: nn.Module, _args: Any) -> None:
-    """Forward pre-hook of a root model: every :class:`CallNorms` starts at its first norm."""
+    """Forward pre-hook of a scope: every :class:`CallNorms` in it starts at its first norm."""
     for module in model.modules():
         if isinstance(module, CallNorms):
             module.call = 0

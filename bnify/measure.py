@@ -48,7 +48,8 @@ def measure(
         if not _reusable(data):
             return None, [], None
         with seeded(0):  # a shuffling loader draws its order from the global random state
-            return None, [], next(batches_of(data, example, model), None)
+            batch = next(batches_of(data, example, model), None)
+        return None, ["data measures the train-mode drift only: init='reset' starts anew"], batch
     progress("measuring statistics")
     first: list[Call] = []
 
@@ -65,7 +66,7 @@ def measure(
 
 def _notes(statistics: Mapping[str, tuple[Pooled, ...]], data: Any) -> Iterator[str]:
     if data is None:
-        yield "statistics come from the example inputs: pass data= for those of your data"
+        yield "statistics come from the example inputs: pass data for those of your own"
     few = min(one.count for pooled in statistics.values() for one in pooled)
     if few < _FEW:
         yield f"statistics rest on only {few} values a channel; {_FEW} or more are steadier"
@@ -73,7 +74,7 @@ def _notes(statistics: Mapping[str, tuple[Pooled, ...]], data: Any) -> Iterator[
     if still:
         layers = "a layer has" if len(still) == 1 else f"{len(still)} layers have"
         yield f"{layers} channels that do not vary on this data, first {still[0]}"
-    yield "preserve suits small learning rates: scales of σ keep the gradients of the old weights"
+    yield "preserve suits small learning rates: gradients of the old weights stay as they were"
 
 
 def _has_still_channel(pooled: Pooled) -> bool:

@@ -27,6 +27,11 @@ def check_optimizer(optimizer: Any, model: nn.Module, *, inplace: bool) -> None:
             "LBFGS takes one parameter group only and cannot be extended",
             hint="insert first, then build the optimizer from result.model.parameters()",
         )
+    if type(optimizer).__name__ == "Muon":
+        raise PlanError(
+            "Muon trains matrices only, and the parameters of a norm are vectors",
+            hint="insert first, and give the norms to an optimizer of their own (AdamW)",
+        )
     if not inplace:
         raise PlanError(
             "optimizer= needs inplace=True: it holds the parameters of this very model, not of a "
@@ -44,7 +49,7 @@ def check_optimizer(optimizer: Any, model: nn.Module, *, inplace: bool) -> None:
 def extend_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, plan: Plan, dropped: list[nn.Parameter]
 ) -> None:
-    """Let an optimizer train the new norms: one new group per source group.
+    """Let an optimizer train the norms of the layers it trains: one new group per source group.
 
     A new group has the options of the group of its layers (learning rate, betas, momentum) and no
     weight decay. Dropped biases leave the optimizer, with their state.
@@ -59,11 +64,12 @@ def extend_optimizer(
         layer = model.get_submodule(edit.layer)
         norm = norm_of(model.get_submodule(edit.carrier))
         new = set(map(id, norm.parameters()))
-        source = next(
-            (group_of[id(p)] for p in layer.parameters() if id(p) in group_of and id(p) not in new),
-            0,
-        )
-        fresh.setdefault(source, []).extend(norm.parameters())
+        own = [p for p in layer.parameters() if id(p) not in new]
+        groups = [group_of[id(p)] for p in own if id(p) in group_of]
+        if not groups and any(p.requires_grad for p in own):
+            continue  # another optimizer trains this layer
+        # No optimizer holds a frozen layer; its norm joins the first group.
+        fresh.setdefault(next(iter(groups), 0), []).extend(norm.parameters())
     names = {id(p): name for name, p in model.named_parameters()}
     gone = {id(bias) for bias in dropped}
     for bias in dropped:
@@ -87,13 +93,23 @@ def extend_optimizer(
             optimizer.state.update(torch.optim.Adagrad(parameters, **optimizer.defaults).state)
 
 
-def optimizer_notes(plan: Plan, optimizer: Any, inplace: bool) -> list[str]:
+def optimizer_notes(model: nn.Module, plan: Plan, optimizer: Any, inplace: bool) -> list[str]:
     """What a person has to know who built an optimizer or a scheduler before the insertion."""
     if not plan.edits or not inplace:
         return []
     if optimizer is None:
         return ["an optimizer built before does not know the new parameters: pass optimizer="]
-    return ["the optimizer has new parameter groups: build a scheduler after insert, not before"]
+    notes = ["the optimizer has new parameter groups: build a scheduler after insert, not before"]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    others = []
+    for edit in plan.edits:
+        own = [p for p in model.get_submodule(edit.layer).parameters() if p.requires_grad]
+        if own and not any(id(p) in held for p in own):
+            others.append(edit.layer)
+    if others:
+        named = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+        notes.append(f"the optimizer does not train {named}, and so not the norms there either")
+    return notes
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ class Edit:
         layer_type: Class name of the layer.
         dims: Number of dimensions of the normalized value.
         calls: Number of norms, one per call of the layer (``per_call``), else 1.
+        scope: With several calls, path of the innermost module around them that runs once.
         groups: Number of groups of a group norm.
         eps: None for the norm's own default.
         momentum: None for the norm's own default.
@@ -53,6 +54,7 @@ class Edit:
     layer_type: str = ""
     dims: int = 2
     calls: int = 1
+    scope: str = ""
     groups: int | None = None
     eps: float | None = None
     momentum: float | None = None
@@ -304,6 +306,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "dims": (int,),
     "calls": (int,),
     "at": (str,),
+    "scope": (str,),
     "name": (str,),
     "shape": (tuple,),
     "drop_bias": (bool,),

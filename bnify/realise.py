@@ -51,6 +51,16 @@ class Realisations:
             self.model, self.call = copy_model(model), call.clone()
             self._eval = record(self.model, self.call, seed=seed)
 
+    @property
+    def baked(self) -> str:
+        """Why a recording cannot follow what an edit changes; empty where it can."""
+        if self._eval.escapes:
+            where = self._eval.escapes[0].module or type(self.model).__name__
+            return f"{where} takes tensor values to Python, which a recording bakes in"
+        if not self._eval.composite:
+            return "the model differentiates inside forward, which a recording does not follow"
+        return ""
+
     def tree(self) -> nn.Module:
         """A rewritten copy of the model, in eval mode."""
         norms = self._norms()

@@ -27,7 +27,7 @@ from bnify.structure import Call, outputs_of
 from bnify.verdict import Verification
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Result:
     """A rewritten model and everything that is known about the rewrite.
 
@@ -56,6 +56,12 @@ class Result:
     def passed(self) -> bool | None:
         """The verdict; None when nothing was verified."""
         return None if self.verification is None else self.verification.passed
+
+    def __repr__(self) -> str:
+        verdict = {None: "not verified", True: "PASS", False: "FAIL"}[self.passed]
+        name = type(self.model).__name__
+        edits, skips = len(self.plan.edits), len(self.plan.skips)
+        return f"Result({name}: {edits} edited, {skips} left alone, {verdict})"
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-ready data."""

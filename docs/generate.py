@@ -55,7 +55,8 @@ INTRODUCTION = (
 EXIT_CODES = {
     0: "done, and verified",
     1: "checked, and failed: a mismatch",
-    2: "the command line cannot be right: unknown option, malformed value, existing output",
+    2: "the command line cannot be right: unknown option, malformed value, options that contradict "
+    "each other, existing output",
     3: "found while doing it: a model that does not load, run, export or fit",
     70: "a bug in bnify: please report it",
     130: "interrupted",

@@ -112,9 +112,9 @@ def test_what_preserve_says():
     def notes(data, x=X):
         return " ".join(bnify.insert(mlp(), x, init="preserve", data=data, verify=False).plan.notes)
 
-    assert "pass data=" in notes(None)
+    assert "pass data for" in notes(None)
     assert "only 16 values a channel" in notes(None)
-    assert "pass data=" not in notes(X)
+    assert "pass data for" not in notes(X)
     assert "values a channel" not in notes(torch.randn(1000, 6)).replace("batch size 16", "")
     assert "do not vary" in notes(torch.ones(1000, 6))
     assert "small learning rates" in notes(X)

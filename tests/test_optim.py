@@ -174,3 +174,23 @@ def test_param_groups():
     held = {id(p) for g in (decayed, others) for p in g["params"]}
     assert held == {id(p) for p in net.parameters() if p.requires_grad}
     torch.optim.AdamW([decayed, others])
+
+
+def test_layers_of_another_optimizer_are_not_touched():
+    net = model()
+    head = torch.optim.SGD(net[-1].parameters(), lr=0.1)
+    groups = len(head.param_groups)
+    result = bnify.insert(net, X, optimizer=head, inplace=True)
+    assert len(head.param_groups) == groups
+    assert any("does not train" in note for note in result.plan.notes)
+
+
+def test_named_parameters_keep_their_names():
+    net = model()
+    optimizer = torch.optim.AdamW(net.named_parameters(), lr=0.01)
+    bnify.insert(net, X, optimizer=optimizer, inplace=True, drop_bias=True)
+    names = dict(net.named_parameters())
+    for group in optimizer.param_groups:
+        assert len(group["params"]) == len(group["param_names"])
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            assert names[name] is parameter

@@ -143,8 +143,18 @@ def _failure(model: nn.Module, error: Exception) -> CaptureError:
     first = lines[0] if lines else "no message"
     return CaptureError(
         f"{type(model).__name__}.forward raised {type(error).__name__}{where}: {first}",
-        hint="check shape and dtype of the inputs (--input 2,3,224,224, or --input-file)",
+        hint=_next_step(error),
     )
+
+
+def _next_step(error: Exception) -> str:
+    match error:
+        case TypeError():
+            return "pass what forward() takes: a tuple of positional inputs, or a dict of keywords"
+        case RuntimeError() | ValueError() | IndexError():
+            return "check shape and dtype of the inputs (--input 2,3,224,224, or --input-file)"
+        case _:
+            return "bnify runs the model once in eval mode: see that model.eval()(*inputs) works"
 
 
 def _unknown(captured: Captured) -> Iterator[str]:
@@ -164,10 +174,8 @@ def _unknown(captured: Captured) -> Iterator[str]:
         yield captured.unreplayable
     kept = [n for n, tensor in captured.constants.items() if tensor.numel() > 1]
     if kept:
-        yield (
-            f"{len(kept)} tensors that are no parameter or buffer are baked in as constants "
-            "(caches, tables made at the first call)"
-        )
+        tensors = "1 tensor that is" if len(kept) == 1 else f"{len(kept)} tensors that are"
+        yield f"{tensors} no parameter or buffer: baked in as constants (caches, tables)"
 
 
 # -- fake tensors --------------------------------------------------------------------------------

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bnify.errors import ExportError
 from bnify.structure import Call
-from bnify.verification.program import exportable, positional
+from bnify.verification.program import dynamic_shapes, exportable, positional
 from bnify.verification.runners import root_cause
 
 EXTERNAL_ABOVE: Final = 1536 * 1024 * 1024  # bytes; protobuf itself ends at 2 GiB
@@ -99,35 +98,6 @@ def exported(
     if program is None:
         raise ExportError("the exporter returned nothing", hint=static)
     return program
-
-
-def dynamic_shapes(model: nn.Module, call: Call) -> dict[str, Any]:
-    """The first axis of every tensor that is as long as the batch, marked by parameter name.
-
-    A bare name is the one form that the exporter neither turns into a static axis silently nor
-    into a symbolic one that fails.
-    """
-    size = call.batch
-
-    def mark(tree: Any) -> Any:
-        if isinstance(tree, Tensor):
-            return {0: "batch"} if tree.ndim and tree.shape[0] == size else None
-        if isinstance(tree, Mapping):
-            return {key: mark(value) for key, value in tree.items()}
-        if isinstance(tree, (list, tuple)):
-            return (
-                type(tree)(map(mark, tree)) if type(tree) in (list, tuple) else [*map(mark, tree)]
-            )
-        return None
-
-    try:
-        bound = inspect.signature(model.forward).bind(*call.args, **call.kwargs)
-    except TypeError as error:
-        raise ExportError(
-            f"the inputs do not fit {type(model).__name__}.forward: {error}",
-            hint="pass a tensor, a tuple of positional inputs, or a dict of keyword inputs",
-        ) from error
-    return {name: mark(value) for name, value in bound.arguments.items()}
 
 
 def check_symbolic(program: torch.onnx.ONNXProgram) -> None:

@@ -64,6 +64,11 @@ class InsertOptions:
             )
         if self.init not in INITS:
             raise UsageError(f"unknown init {self.init!r}", hint="one of: " + ", ".join(INITS))
+        for name in ("batch_size", "eps", "momentum", "groups"):
+            value = getattr(self, name)
+            whole = name in ("batch_size", "groups")
+            if value is not None and not isinstance(value, int if whole else (int, float)):
+                raise UsageError(f"{name}={value!r} is no number", hint=_RANGES[name])
         for name, value, good in (
             ("batch_size", self.batch_size, self.batch_size is None or self.batch_size >= 1),
             ("eps", self.eps, self.eps is None or 0 < self.eps < math.inf),

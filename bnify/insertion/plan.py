@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -14,8 +15,9 @@ from bnify.fingerprint import fingerprint
 from bnify.graph import Facts
 from bnify.insertion.options import InsertOptions, Selection
 from bnify.insertion.rules import RULES, Context, is_frozen
-from bnify.insertion.sites import Candidate, activation_call, candidates, effective_rows
+from bnify.insertion.sites import LAYERS, Candidate, activation_call, candidates, effective_rows
 from bnify.insertion.walk import activation_after, residual_add_after
+from bnify.layers import carries_norm
 from bnify.norms import BATCH_KINDS, group_count, resolve
 from bnify.plan import Edit, Plan, Skip
 from bnify.reason import Reason
@@ -76,6 +78,24 @@ def plan_insert(
         options=options.to_dict(),
         notes=tuple(_notes(captured, options, edits, chosen, example, batch_size)),
     )
+
+
+def reconciled(plan: Plan, captured: Captured) -> Plan:
+    """A plan in which every layer of the model is an edit or a skip, after editing by hand too."""
+    edited = {edit.layer for edit in plan.edits}
+    skips = [skip for skip in plan.skips if skip.layer not in edited]
+    known = edited | {skip.layer for skip in skips}
+    for path, module in captured.model.named_modules():
+        if isinstance(module, LAYERS) and path not in known and not carries_norm(module):
+            skips.append(
+                Skip(
+                    layer=path,
+                    reason=Reason.EXCLUDED,
+                    detail="not in the plan that was carried out",
+                    layer_type=type(module).__name__,
+                )
+            )
+    return replace(plan, skips=tuple(skips))
 
 
 def training_batch(asked: int | None, example: int | None) -> int:
@@ -147,12 +167,24 @@ def _edit(layer: Candidate, context: Context) -> Edit:
         layer_type=layer.type_name,
         dims=len(shape),
         calls=len(layer.calls),
+        scope=_scope(context.captured, layer) if len(layer.calls) > 1 else "",
         groups=groups,
         eps=options.eps,
         momentum=options.momentum if kind in BATCH_KINDS else None,
         drop_bias=options.drop_bias and has_bias and kind in BATCH_KINDS,
         init=options.init,
     )
+
+
+def _scope(captured: Captured, layer: Candidate) -> str:
+    """The innermost module around a layer that the forward pass calls once."""
+    counts = Counter(call.path for call in captured.calls)
+    path = layer.layer
+    while path:
+        path = path.rpartition(".")[0]
+        if counts[path] == 1:
+            return path
+    return ""
 
 
 # -- zero_gamma ----------------------------------------------------------------------------------
@@ -202,7 +234,7 @@ def _notes(
     if not edits:
         yield "nothing to insert: every layer has a reason to be left alone"
     if edits and options.batch_size is None and example == 1:
-        yield f"batch size {batch_size} assumed (the example has 1); say batch_size= to change it"
+        yield f"batch size {batch_size} assumed, since the example has 1: batch_size changes it"
     if options.norm == "auto" and kinds & BATCH_KINDS and batch_size < 16:
         yield f"auto chose batch norm at batch size {batch_size}: its statistics will be noisy"
     few = [e.layer for e in edits if "values a channel" in e.detail]
@@ -213,7 +245,17 @@ def _notes(
         )
     if kinds - BATCH_KINDS:
         others = ", ".join(sorted(kinds - BATCH_KINDS))
-        yield f"{others} norm stays at inference: only batch norm folds away"
+        several = "norms stay" if len(kinds - BATCH_KINDS) > 1 else "norm stays"
+        yield f"{others} {several} at inference: only batch norm folds away"
+    for edit in edits:
+        if edit.calls > 1:
+            where = edit.scope or "the model"
+            yield (
+                f"{edit.layer} has a norm for each of its {edit.calls} calls in one forward of "
+                f"{where}; more calls are an error"
+            )
+    if options.zero_gamma and edits and not any(edit.zero_gamma for edit in edits):
+        yield "zero_gamma changed nothing: no edited layer closes a residual branch"
     if "sync" in kinds and not _backend():
         yield "sync works as plain batch norm until a process group is up"
     if options.norm in ("sync", "auto") and "batch" in kinds and _backend() == "gloo":

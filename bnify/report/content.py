@@ -60,11 +60,12 @@ def _headline(plan: Plan, *, dry_run: bool) -> str:
     looked = count(edits + skips, "layer")
     if not edits + skips:
         return "Nothing to insert: the model runs no Linear and no Conv layer."
+    why = "for the reason below" if skips == 1 else "each for the reason below"
     if not edits:
         alone = "the one layer is" if skips == 1 else f"all {looked} are"
-        return f"Nothing to insert: {alone} left alone, each for the reason below."
+        return f"Nothing to insert: {alone} left alone, {why}."
     verb = "would get a norm" if dry_run else "got a norm" if edits == 1 else "got norms"
-    rest = f"; {skips} left alone, each for the reason below" if skips else ""
+    rest = f"; {skips} left alone, {why}" if skips else ""
     return f"{edits} of {looked} {verb}{rest}."
 
 

@@ -81,6 +81,8 @@ def _problem(
         return f"axis {edit.axis}, but the channels of {edit.layer_type or at} are axis {wanted}"
     if shape[edit.axis] != edit.channels:
         return f"{edit.channels} channels, but the value has shape {list(shape)}"
+    if edit.scope and edit.scope not in counts:
+        return f"the forward pass does not call its scope {edit.scope}"
     if counts[at] != edit.calls:
         return f"{edit.calls} norms, but {at} is called {counts[at]} times"
     if edit.groups is not None and (edit.groups < 1 or edit.channels % edit.groups):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from bnify.layers import CallNorms, attach, carries_norm, restart_calls
+from bnify.layers import attach, carries_norm, restart_calls
 from bnify.plan import Plan
 
 
@@ -20,8 +20,8 @@ def rewrite_tree(model: nn.Module, plan: Plan, norms: Mapping[str, nn.Module]) -
         if edit.drop_bias:
             _drop_bias(module)
         attach(module, norm.train(module.training))
-    if any(isinstance(norm, CallNorms) for norm in norms.values()):
-        _restart_calls_at(model)
+    for scope in dict.fromkeys(edit.scope for edit in plan.edits if edit.calls > 1):
+        _restart_calls_at(model.get_submodule(scope))
     _leave_fast_path(model)
     return model
 

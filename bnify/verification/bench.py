@@ -40,6 +40,10 @@ class Realised(Protocol):
     def recorded(self) -> fx.GraphModule:
         """The eval recording before any edit."""
 
+    @property
+    def baked(self) -> str:
+        """Why a recording cannot follow what an edit changes; empty where it can."""
+
 
 class Bench:
     """The models under test and the ways to run them."""
@@ -53,7 +57,7 @@ class Bench:
         self.graph = realised.graph
         self.fresh_tree = realised.tree
         self.recorded = realised.recorded
-        self.preserves = any(edit.init == "preserve" for edit in self.plan.edits)
+        self.preserves = all(edit.init == "preserve" for edit in self.plan.edits)
         # Without float64 the two realisations still run the same operators.
         self.least = LEAST if self.wide else 1e-5
 

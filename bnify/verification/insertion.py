@@ -55,8 +55,11 @@ def _verify(
             passed=check.passed is True, checks=(check,), notes=("nothing was changed",)
         )
     algebra = check_insertion(realised)
-    checks = [*algebra.checks, _delivered(result, graph, realised.call)]
-    if any(edit.init == "preserve" for edit in realised.plan.edits):
+    delivered = _delivered(result, graph, realised.call)
+    if delivered.passed is False and realised.baked:
+        delivered = Check(name=delivered.name, passed=None, detail=realised.baked)
+    checks = [*algebra.checks, delivered]
+    if all(edit.init == "preserve" for edit in realised.plan.edits):
         checks.append(_kept(realised, original, result))
     notes = []
     if not realised.wide:

@@ -1,4 +1,4 @@
-"""What onnxruntime means when it cannot load a file: an operator without a kernel, or a bad file."""
+"""What onnxruntime means when it cannot load a file: an operator has no kernel, or worse."""
 
 from __future__ import annotations
 

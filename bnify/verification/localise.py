@@ -76,12 +76,12 @@ def first_divergent(
     """
     import onnx
 
+    proto = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source))
     if program is None:
-        program = exported_program(model, call)
+        program = exported_program(model, call, dynamic_batch=_is_dynamic(proto))
     state = dict(model.state_dict())
     truth = values_of(program, call, float64=True, state=state)
     own = values_of(program, call, float64=False, state=state)
-    proto = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source))
     if proto.ByteSize() > _MAX_BYTES:
         raise ValueError("the file is too large to hold with every value as an output")
     producers = {name: node for node in proto.graph.node for name in node.output}
@@ -96,6 +96,11 @@ def first_divergent(
             continue
         return _named(name, producers[name], _missing_before(node, good, truth, producers))
     return None
+
+
+def _is_dynamic(proto: Any) -> bool:
+    shapes = [value.type.tensor_type.shape.dim for value in proto.graph.input]
+    return any(shape and shape[0].dim_param for shape in shapes)
 
 
 def _all_values(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,17 +14,24 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from bnify.borrow import copy_model, seeded
+from bnify.errors import ExportError
 from bnify.quiet import captured_streams
 from bnify.structure import Call, outputs_of
 from bnify.verification.runners import in_float64
 
 
-def exported_program(model: nn.Module, call: Call) -> ExportedProgram:
+def exported_program(
+    model: nn.Module, call: Call, *, dynamic_batch: bool = False
+) -> ExportedProgram:
     """The program that the ONNX exporter writes for this model, with its final node names.
+
+    Names are numbered in another way where the batch is dynamic: it must be as in the file.
 
     Raises:
         Exception: Whatever the exporter raises; callers stand at the boundary.
     """
+    if dynamic_batch and call.batch == 1:
+        call = call.resized(2)  # axes of length 1 are taken for constants
     with captured_streams(), torch.no_grad():
         program = torch.onnx.export(
             exportable(model, call),
@@ -32,10 +40,40 @@ def exported_program(model: nn.Module, call: Call) -> ExportedProgram:
             dynamo=True,
             optimize=False,
             verbose=False,
+            dynamic_shapes=dynamic_shapes(model, call) if dynamic_batch else None,
         )
     if program is None or program.exported_program is None:
         raise RuntimeError("the exporter kept no program")
     return program.exported_program
+
+
+def dynamic_shapes(model: nn.Module, call: Call) -> dict[str, Any]:
+    """The first axis of every tensor that is as long as the batch, marked by parameter name.
+
+    A bare name is the one form that the exporter neither turns into a static axis silently nor
+    into a symbolic one that fails.
+    """
+    size = call.batch
+
+    def mark(tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            return {0: "batch"} if tree.ndim and tree.shape[0] == size else None
+        if isinstance(tree, Mapping):
+            return {key: mark(value) for key, value in tree.items()}
+        if isinstance(tree, (list, tuple)):
+            return (
+                type(tree)(map(mark, tree)) if type(tree) in (list, tuple) else [*map(mark, tree)]
+            )
+        return None
+
+    try:
+        bound = inspect.signature(model.forward).bind(*call.args, **call.kwargs)
+    except TypeError as error:
+        raise ExportError(
+            f"the inputs do not fit {type(model).__name__}.forward: {error}",
+            hint="pass a tensor, a tuple of positional inputs, or a dict of keyword inputs",
+        ) from error
+    return {name: mark(value) for name, value in bound.arguments.items()}
 
 
 def exportable(model: nn.Module, call: Call) -> nn.Module:

@@ -125,7 +125,7 @@ def test_frozen():
     assert decide(model, rows(6), skip_frozen=True)["0"] == "batch"
     model[0].bias.requires_grad_(False)
     notes = api.plan(model, rows(6)).notes
-    assert any("1 frozen layers" in note for note in notes)
+    assert any("1 frozen layer;" in note for note in notes)
 
 
 def test_no_batch_axis():

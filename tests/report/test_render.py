@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -308,3 +309,15 @@ def test_a_failed_verification_brings_its_numbers():
     assert data["error"]["kind"] == "VerificationError"
     assert data["verification"]["first_divergent"] == "fc1.norm"
     assert data["plan"]["edits"]
+
+
+def test_one_is_no_plural():
+    def said(edits: int, skips: int) -> str:
+        plan = dataclasses.replace(PLAN, edits=PLAN.edits[:edits], skips=PLAN.skips[:skips])
+        result = Result(nn.Identity(), fx.GraphModule({}, fx.Graph()), plan, None, Call(()))
+        return render(result, "md").splitlines()[2]
+
+    assert said(1, 1) == "1 of 2 layers got a norm; 1 left alone, for the reason below."
+    assert said(2, 2) == "2 of 4 layers got norms; 2 left alone, each for the reason below."
+    assert said(1, 0) == "1 of 1 layer got a norm."
+    assert said(0, 1).endswith("the one layer is left alone, for the reason below.")

@@ -143,3 +143,57 @@ def test_after_act_behind_other_activations(activation):
     result = bnify.insert(model, x, position="after-act")
     assert [(e.carrier, e.channels) for e in result.plan.edits] == [("1", width)]
     assert result.verification.passed
+
+
+class Shared(nn.Module):
+    """Runs its layer as often as it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor, times: int = 2) -> torch.Tensor:
+        for _ in range(times):
+            x = torch.relu(self.layer(x))
+        return x
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = Shared(), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(x))
+
+
+def test_the_count_restarts_where_all_calls_are_and_not_at_the_root_only():
+    x = torch.randn(8, 6)
+    model = bnify.insert(Around(), x, per_call=True).model.eval()
+    for number, norm in enumerate(model.encoder.layer.norm.norms()):
+        nn.init.constant_(norm.weight, 1.0 + number)
+    once = model.encoder(x)
+    assert torch.equal(model.encoder(x), once)
+    model.encoder(x, times=1)  # stopped half-way
+    assert torch.equal(model(x), model.head(once))
+
+
+def test_a_call_too_many_is_an_error_and_not_another_norm():
+    x = torch.randn(8, 6)
+    model = bnify.insert(Around(), x, per_call=True).model
+    with pytest.raises(RuntimeError, match="norms for 2 calls and is called once more"):
+        model.encoder(x, times=3)
+
+
+def test_calls_in_checkpoints_of_their_own_are_refused():
+    """Recomputed last first, they would meet each other's norms."""
+    from torch.utils.checkpoint import checkpoint
+
+    class Net(Around):
+        def forward(self, x):
+            for _ in range(3):
+                x = checkpoint(lambda t: torch.relu(self.encoder.layer(t)), x, use_reentrant=False)
+            return self.head(x)
+
+    with pytest.raises(bnify.VerificationError, match="activation checkpointing"):
+        bnify.insert(Net(), torch.randn(8, 6), per_call=True)

@@ -26,6 +26,7 @@ class Reason(StrEnum):
     CUSTOM_FORWARD = "custom-forward"
     FROZEN = "frozen"
     NO_BATCH_AXIS = "no-batch-axis"
+    COMPLEX_VALUES = "complex-values"
 
     @property
     def sentence(self) -> str:
@@ -53,4 +54,5 @@ _SENTENCES: Mapping[Reason, str] = {
     Reason.FUNCTIONAL_ACTIVATION: "the activation is no module called once, so no norm can follow "
     "it",
     Reason.NO_BATCH_AXIS: "the layer runs on a value without a batch axis",
+    Reason.COMPLEX_VALUES: "the layer computes complex values, and norms are for real ones",
 }

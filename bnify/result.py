@@ -109,7 +109,7 @@ class Result:
                 raise PlanError(
                     f"{path or 'the root'} has a {type(norm).__name__}, which torch has no module "
                     "for",
-                    hint="fold the norm first, or ship the model with bnify installed",
+                    hint="ship the model with bnify installed, or its state_dict",
                 )
             if not path and not isinstance(norm, nn.Identity):
                 raise PlanError("the root itself carries a norm and cannot be replaced")

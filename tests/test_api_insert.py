@@ -256,3 +256,40 @@ def test_zero_gamma_of_each_block():
         assert result.verification.passed
     plain = bnify.insert(MyNetwork(), torch.randn(4, 784), zero_gamma=True, verify=False)
     assert not any(e.zero_gamma for e in plain.plan.edits)
+
+
+def test_plans_are_taken_as_they_are_stored(tmp_path):
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    x = torch.randn(8, 6)
+    result = bnify.insert(model, x)
+    file = tmp_path / "plan.json"
+    file.write_text(result.plan.to_json())
+    result.save(tmp_path / "out", onnx=False)
+    stored = (result.plan, result.plan.to_dict(), result.to_dict(), result.plan.to_json())
+    for plan in (*stored, file, str(file), tmp_path / "out"):
+        assert bnify.apply(model, plan, x).plan.edits == result.plan.edits
+        assert bnify.insert(model, x, plan=plan).plan.edits == result.plan.edits
+    for wrong in (3, [], tmp_path / "none.json", "{"):
+        with pytest.raises(bnify.PlanError):
+            bnify.apply(model, wrong, x)
+
+
+def test_options_beside_a_plan_are_refused():
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    x = torch.randn(8, 6)
+    plan = bnify.insert(model, x, norm="layer").plan
+    assert bnify.insert(model, x, plan=plan, norm="layer").plan.edits == plan.edits
+    with pytest.raises(bnify.PlanError, match="exclude beside plan="):
+        bnify.insert(model, x, plan=plan, exclude="0")
+
+
+def test_a_plan_edited_by_hand_still_names_every_layer():
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    x = torch.randn(8, 6)
+    made = bnify.insert(model, x).plan
+    data = made.to_dict()
+    head = dict(data["edits"][0], layer="4", channels=2)
+    data["edits"] = [data["edits"][1], head]
+    carried = bnify.apply(model, data, x).plan
+    assert [edit.layer for edit in carried.edits] == ["2", "4"]
+    assert {skip.layer: str(skip.reason) for skip in carried.skips} == {"0": "excluded"}

@@ -172,3 +172,80 @@ def test_called_under_a_guard(guard):
     with guard():
         result = bnify.insert(mlp(), X)
     assert result.verification.passed
+
+
+class Values(nn.Module):
+    """Takes a value of its first layer to Python, in a way that a recording bakes in."""
+
+    def __init__(self, how) -> None:
+        super().__init__()
+        self.a, self.b, self.head, self.how = (
+            *(nn.Linear(6, 6) for _ in range(2)),
+            nn.Linear(6, 2),
+            how,
+        )
+
+    def forward(self, x):
+        y = self.a(x)
+        away = y.mean().item() if self.how == "item" else torch.from_numpy(y.detach().numpy())
+        return self.head(F.relu(self.b(y * away)))
+
+
+@pytest.mark.parametrize("how", ["item", "numpy"])
+def test_values_in_python_make_the_recording_undecided_and_not_the_result_wrong(how):
+    result = bnify.insert(Values(how), X)
+    assert result.verification.passed
+    undecided = [c for c in result.verification.checks if c.passed is None]
+    assert any("bakes in" in check.detail for check in undecided)
+    ran = next(c for c in result.verification.checks if "runs and learns" in c.name)
+    assert ran.passed
+
+
+def test_insert_inside_inference_mode_gives_a_model_that_trains():
+    with torch.inference_mode():
+        result = bnify.insert(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)), X)
+    assert result.verification.passed
+    result.model.train()(X.clone()).sum().backward()
+    assert result.model[0].norm.weight.grad is not None
+
+
+def test_nan_inputs_are_blamed_on_the_inputs():
+    with pytest.raises(bnify.CaptureError, match="the input input holds 96 NaN"):
+        bnify.insert(
+            nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)), torch.full((16, 6), torch.nan)
+        )
+
+
+def test_layers_behind_no_grad_are_named():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = F.relu(self.a(x))
+            return self.head(F.relu(self.b(x)))
+
+    for frozen in (False, True):
+        model = Net()
+        model.a.requires_grad_(not frozen)
+        result = bnify.insert(model, X)
+        ran = next(c for c in result.verification.checks if "runs and learns" in c.name)
+        assert "no gradient reaches a (in the original neither)" in ran.detail
+
+
+def test_complex_layers_are_left_alone():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head = nn.Linear(6, 6, dtype=torch.complex64), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.a(x.to(torch.complex64)).abs())
+
+    result = bnify.insert(Net(), X)
+    assert {s.layer: str(s.reason) for s in result.plan.skips} == {
+        "a": "complex-values",
+        "head": "output-head",
+    }

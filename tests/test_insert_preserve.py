@@ -149,3 +149,21 @@ def test_preserve_with_any_statistics(scale):
     result = bnify.insert(model, X.double(), init="preserve", data=X.double())
     assert result.verification.passed
     laws.assert_same_function(model, result.model, X)
+
+
+def test_statistics_too_large_for_half_precision_are_refused():
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    with torch.no_grad():
+        model[0].weight.mul_(1000)
+    with pytest.raises(bnify.PlanError, match="too large for float16"):
+        bnify.insert(model.half(), torch.randn(64, 8).half(), init="preserve")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_function_is_kept_in_the_models_own_dtype(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).to(dtype)
+    result = bnify.insert(model, torch.randn(64, 8).to(dtype), init="preserve")
+    check = next(c for c in result.verification.checks if c.name == "result = original, own dtype")
+    assert check.passed
+    assert check.error < check.threshold

@@ -191,3 +191,27 @@ torch.load(sys.argv[1], weights_only=False)
 """
     ran = run_python("-c", script, tmp_path / "plain.pt")
     assert ran.code == 0, ran.stderr
+
+
+def test_a_layer_registered_twice_is_stripped_at_both_places():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(6, 6)
+            self.net = nn.Sequential(self.first, nn.ReLU(), nn.Linear(6, 2))
+
+        def forward(self, x):
+            return self.net(x)
+
+    result = bnify.insert(Net(), torch.randn(8, 6))
+    plain = result.strip()
+    assert type(plain.first) is nn.Sequential
+    assert plain.first is plain.net[0]
+
+
+def test_its_repr_is_one_line():
+    result = bnify.insert(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)), X6)
+    assert repr(result) == "Result(Sequential: 1 edited, 1 left alone, PASS)"
+
+
+X6 = torch.randn(8, 6)

@@ -98,6 +98,11 @@ def no_batch_axis(layer: Candidate, _context: Context) -> str | None:
     return f"its output has shape {list(shape)}" if len(shape) < least else None
 
 
+def complex_values(layer: Candidate, _context: Context) -> str | None:
+    """Torch's norms take real values only."""
+    return "" if layer.value.meta["dtype"].is_complex else None
+
+
 def attention_projection(layer: Candidate, context: Context) -> str | None:
     """Query, key, value or output projection."""
     return "" if any(op.node in context.facts.attention for op in layer.operators) else None
@@ -240,6 +245,7 @@ RULES: Final[tuple[tuple[Reason, Rule, bool], ...]] = (
     (Reason.ALREADY_NORMED, already_carries, False),
     (Reason.CUSTOM_FORWARD, custom_forward, False),
     (Reason.NO_BATCH_AXIS, no_batch_axis, False),
+    (Reason.COMPLEX_VALUES, complex_values, False),
     (Reason.FROZEN, frozen, False),
     (Reason.ATTENTION_PROJECTION, attention_projection, True),
     (Reason.WEIGHT_STANDARDISED, weight_standardised, False),

@@ -200,7 +200,7 @@ def _recomputed(bench: Bench, tree: nn.Module, trained: Trained) -> str:
     """Norms per call whose layer is called again in the backward pass may change places there."""
     for edit in bench.plan.edits:
         norm = norm_of(tree.get_submodule(edit.carrier)) if edit.calls > 1 else None
-        if isinstance(norm, CallNorms) and norm.call > trained.calls[id(norm)]:
+        if norm is not None and trained.calls_after[id(norm)] > trained.calls[id(norm)]:
             return (
                 f"activation checkpointing calls {edit.layer} again in the backward pass, where "
                 "its calls cannot be told apart: leave per_call out, or the checkpointing"

@@ -37,6 +37,8 @@ NORMS = {
     "auto": ("chosen by `batch_size`", "batch from 16 (8 with a warning), else group or layer"),
 }
 OVERRIDES = {
+    "no-batch-axis": "—",
+    "complex-values": "—",
     "excluded": "`--include`, `--only`",
     "never-called": "—",
     "inside-fused-module": "—",

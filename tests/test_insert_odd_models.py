@@ -132,12 +132,6 @@ def test_a_model_for_some_values_only():
     assert undecided.detail == "the original does not run on it"
 
 
-def test_a_dtype_that_norms_do_not_have():
-    layers = [nn.Linear(6, n, dtype=torch.complex64) for n in (6, 2)]
-    with pytest.raises(bnify.VerificationError, match="not implemented for 'ComplexFloat'"):
-        bnify.insert(nn.Sequential(layers[0], nn.Tanh(), layers[1]), X.to(torch.complex64))
-
-
 def test_a_branch_on_a_value():
     """Both sides of the branch get the norm; the recording knows one of them only."""
     model = Odd(lambda m, x: m.head(F.relu(m.a(x)) if x.sum() > 0 else torch.tanh(m.a(x))))

@@ -262,7 +262,8 @@ def _notes(
         yield "batch norm in place of sync: SyncBatchNorm does not run on the gloo backend"
     frozen = [c.layer for c, _ in chosen if is_frozen(c)]
     if frozen:
-        yield f"a trainable norm for {_count(frozen, 'frozen layer')}; skip_frozen leaves them alone"
+        layers = _count(frozen, "frozen layer")
+        yield f"a trainable norm for {layers}; skip_frozen leaves them alone"
     yield from captured.notes
 
 

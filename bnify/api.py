@@ -359,10 +359,10 @@ def _failed(result: Result, verification: Verification) -> VerificationError:
     check = found or undecided
     what = "nothing was checked"
     if check is not None:
-        over = (
-            "" if check.error is None else f"error {check.error:.1e}, allowed {check.threshold:.0e}"
-        )
-        what = f"{check.name}: {'; '.join(filter(None, (over, check.detail)))}"
+        numbers = ""
+        if check.error is not None and check.threshold is not None:
+            numbers = f"error {check.error:.1e}, allowed {check.threshold:.0e}"
+        what = f"{check.name}: {'; '.join(filter(None, (numbers, check.detail)))}"
     layer = verification.first_divergent
     return VerificationError(
         f"the result was measured and found wrong ({what})",

@@ -66,13 +66,19 @@ class OptionsError(PlanError):
 
 
 class VerificationError(BnifyError):
-    """A rewrite that was measured and found wrong; ``result`` holds it for inspection."""
+    """A rewrite that was measured and found wrong; ``result`` holds it for inspection.
+
+    ``export`` holds the ONNX file's facts where that file, written along, is what is wrong.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str = "", result: Any = None) -> None:
+    def __init__(
+        self, message: str, *, hint: str = "", result: Any = None, export: Any = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.result = result
+        self.export = export
 
 
 class ExportError(BnifyError):

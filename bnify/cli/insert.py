@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -19,11 +19,15 @@ from bnify.cli.inserting import (
     made_with,
     plan_only,
     read_plan,
+    rewrite_only,
     rewritten_forward,
     tree_difference,
 )
 from bnify.cli.session import Session
 from bnify.cli.source import InputOptions, ModelOptions
+
+if TYPE_CHECKING:
+    from bnify.result import Result
 
 
 def insert(
@@ -227,13 +231,19 @@ def insert(
     )
     with session.work():
         if dry_run:
-            planned = plan_only(request, session)
-            session.emit(planned, environment=made_with(planned, request), dry_run=True)
+            if output is not None:
+                session.note(f"--dry-run writes nothing: -o {output} is left alone")
+            shown = {}
+            if diff or print_code:
+                planned, rewritten = rewrite_only(request, session)
+                shown = _shown(rewritten, diff=diff, print_code=print_code)
+            else:
+                planned = plan_only(request, session)
+            made = made_with(planned, request)
+            session.emit(planned, environment=made, dry_run=True, shown=shown)
             return
         result, saved = insert_and_save(request, session)
-        shown = {"code": rewritten_forward(result)} if print_code else {}
-        if diff:
-            shown["diff"] = tree_difference(result)
+        shown = _shown(result, diff=diff, print_code=print_code)
     session.emit(
         result,
         files=saved.files if saved else None,
@@ -241,3 +251,9 @@ def insert(
         environment=saved.report["environment"] if saved else made_with(result, request),
         shown=shown,
     )
+
+
+def _shown(result: Result, *, diff: bool, print_code: bool) -> dict[str, str]:
+    """The code and the difference that were asked for."""
+    shown = {"code": rewritten_forward(result)} if print_code else {}
+    return shown | ({"diff": tree_difference(result)} if diff else {})

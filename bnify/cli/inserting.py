@@ -89,6 +89,25 @@ def plan_only(request: Request, session: Session) -> Planned:
     return Planned(plan=made, source=source.source)
 
 
+def rewrite_only(request: Request, session: Session) -> tuple[Planned, Result]:
+    """The plan as :func:`plan_only` gives it, and the rewritten model, to be looked at only."""
+    from bnify import api
+    from bnify.cli.planned import Planned
+
+    source, call = _prepare(request, session)
+    with session.step("rewriting"):
+        result = api.insert(
+            source.model,
+            call,
+            data=load_batches(request.inputs),
+            plan=request.plan,
+            verify=False,
+            progress=session.doing,
+            **request.asked,
+        )
+    return Planned(plan=result.plan, source=source.source), result
+
+
 def insert_and_save(request: Request, session: Session) -> tuple[Result, Saved | None]:
     """Insert, verify and write; a result that failed is kept only where that was asked for.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -133,9 +134,14 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+# "dynamic_batch=False (--static-batch)": hints name both; here the option is what can be typed.
+_OF_PYTHON: Final = re.compile(r"\b\w+=\w+ \((--[\w-]+)\)")
+
+
 def _report(error: Exception, words: Sequence[str], streams: Streams) -> int:
     """Words for an error, on the stream and in the form that was asked for."""
     known = _as_ours(error)
+    known.hint = _OF_PYTHON.sub(r"\1", known.hint)
     if "--debug" in words:
         streams.say("".join(traceback.format_exception(error)))
     from bnify.report import render_error
@@ -146,8 +152,8 @@ def _report(error: Exception, words: Sequence[str], streams: Streams) -> int:
     if form is Form.JSON:
         streams.emit(render_error(known, verb, form))
         return known.exit_code
-    if getattr(result, "verification", None) is not None:
-        streams.emit(_render_failed(result, form, words, streams))
+    if getattr(result, "verification", None) is not None or getattr(known, "export", None):
+        streams.emit(_render_failed(known, form, words, streams))
     colored = wants_color(
         _value_of("--color", words) or "auto",
         terminal=_is_terminal(streams.error),
@@ -158,7 +164,7 @@ def _report(error: Exception, words: Sequence[str], streams: Streams) -> int:
     return known.exit_code
 
 
-def _render_failed(result: Any, form: Form, words: Sequence[str], streams: Streams) -> str:
+def _render_failed(error: Any, form: Form, words: Sequence[str], streams: Streams) -> str:
     """The report on a result that was measured and found wrong."""
     from bnify.report import render
 
@@ -167,7 +173,15 @@ def _render_failed(result: Any, form: Form, words: Sequence[str], streams: Strea
         terminal=streams.is_terminal(),
         environment=os.environ,
     )
-    return render(result, form, width=streams.width(), color=colored, encoding=streams.encoding)
+    return render(
+        error.result,
+        form,
+        width=streams.width(),
+        color=colored,
+        encoding=streams.encoding,
+        target=" ".join(word for word in words[1:2] if not word.startswith("-")),
+        export=getattr(error, "export", None),
+    )
 
 
 def _as_ours(error: Exception) -> BnifyError:

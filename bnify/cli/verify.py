@@ -131,11 +131,12 @@ def verify(
         left, left_call = _side(first, session)
         right, right_call = _side(second, session)
         models = [side for side in (left, right) if not isinstance(side, str)]
-        call = load_inputs(
-            inputs,
-            model=models[0] if models else None,
-            own=left_call if left_call is not None else right_call,
-        )
+        own = left_call if left_call is not None else right_call
+        files = [side for side in (left, right) if isinstance(side, str)]
+        drawn = not (inputs.input or inputs.input_file) and (data is None or not models)
+        if own is None and files and drawn:
+            own = _declared(files[0], models[0] if models else None, seed, session)
+        call = load_inputs(inputs, model=models[0] if models else None, own=own)
         batches_given = load_batches(inputs)
         with session.step("verifying"):
             verification = api.verify(
@@ -151,6 +152,15 @@ def verify(
     made = environment(device=where, seed=seed)
     session.emit(verification, target=f"{reference} {candidate}", environment=made)
     return 0 if verification.passed else 1
+
+
+def _declared(file: str, model: Any, seed: int, session: Session) -> Call:
+    """Inputs drawn from what an ONNX file declares, and said."""
+    from bnify.spec import draw_onnx_inputs
+
+    call, note = draw_onnx_inputs(file, model=model, seed=seed)
+    session.note(note)
+    return call
 
 
 _WITHOUT_WEIGHTS: dict[str, Any] = {

@@ -20,6 +20,7 @@ from bnify.borrow import copy_model
 from bnify.errors import UsageError, VerificationError
 from bnify.exporting.program import (
     EXTERNAL_ABOVE,
+    check_opset,
     check_symbolic,
     data_name,
     exported,
@@ -109,12 +110,14 @@ def export_onnx(
         ExportError: A norm is in train mode, the export fails, the opset is not the one asked
             for, or onnxruntime cannot run the file.
         VerificationError: The file computes something else; nothing is left at ``path``.
-        UsageError: The file exists and ``force`` is False, or the path is no ``.onnx``.
+        UsageError: The file exists and ``force`` is False, the path is no ``.onnx``, or torch
+            cannot write the opset.
         DeviceError: The device is not there.
     """
     path = Path(path)
     if path.suffix != ".onnx":
         raise UsageError(f"{path} does not end in .onnx", hint="for example -o model.onnx")
+    check_opset(opset)
     refuse_train_mode(model)
     where = devices.resolve(device)
     eval_copy = copy_model(model).eval().to("cpu")
@@ -192,7 +195,10 @@ def _verified(
         file = shipped if first.passed else plain
         where = _first_divergent(model, file, measured.call, k, program)
         if first.passed:
-            notes = (*notes, "only the optimised file fails: export with optimize=False")
+            notes = (
+                *notes,
+                "only the optimised file fails: export with optimize=False (--no-optimize)",
+            )
     return replace(
         last, passed=passed, checks=(check, *last.checks), first_divergent=where, notes=notes
     )

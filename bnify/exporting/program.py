@@ -9,11 +9,15 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from bnify.errors import ExportError
+from bnify.errors import ExportError, UsageError
 from bnify.structure import Call
 from bnify.verification.program import dynamic_shapes, exportable, positional
 from bnify.verification.runners import root_cause
 
+STATIC_BATCH: Final = "export with a static batch: dynamic_batch=False (--static-batch)"
+_FIRST_OPSET: Final = 14  # the lowest that onnx's converter reaches from torch's own 18
+# Exceptions of torch's exporter about an operator that it has no translation for.
+_NO_OPERATOR: Final = frozenset({"DispatchError", "UnsupportedOperatorError"})
 EXTERNAL_ABOVE: Final = 1536 * 1024 * 1024  # bytes; protobuf itself ends at 2 GiB
 NORM_OPERATORS: Final = frozenset(
     {
@@ -73,31 +77,100 @@ def exported(
     """Run torch's exporter, without its optimiser, on a model in eval mode.
 
     Raises:
-        ExportError: It fails; the message is the first line of the cause.
+        ExportError: It fails; the message is the first line of the cause, the hint is about it.
     """
+    given = call
     if dynamic_batch and call.batch == 1:
         call = call.resized(2)  # axes of length 1 are taken for constants
-    shapes = dynamic_shapes(model, call) if dynamic_batch else None
-    static = "try a static batch: dynamic_batch=False (--static-batch)" if dynamic_batch else ""
     try:
-        with torch.no_grad():
-            program = torch.onnx.export(
-                exportable(model, call),
-                positional(call),
-                kwargs=dict(call.clone().kwargs),
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                opset_version=opset,
-                dynamic_shapes=shapes,
-            )
+        return _export(model, call, dynamic_batch=dynamic_batch, opset=opset)
+    except ExportError:
+        raise
     except Exception as error:  # the user's forward runs, inside torch's exporter
+        what = f"{type(model).__name__} cannot be exported"
+        odd = _odd_names(model)
+        if odd and isinstance(_origin(error), SyntaxError):
+            raise ExportError(
+                f"{what}: torch.export makes code of the module name {odd[0]!r}, "
+                "which is no Python name",
+                hint=f"rename the module {odd[0]!r}",
+            ) from error
         raise ExportError(
-            f"{type(model).__name__} cannot be exported: {root_cause(error)}", hint=static
+            f"{what}: {root_cause(error)}",
+            hint=_hint(error, model, given if dynamic_batch else None, opset),
         ) from error
+
+
+def _export(
+    model: nn.Module, call: Call, *, dynamic_batch: bool, opset: int | None
+) -> torch.onnx.ONNXProgram:
+    with torch.no_grad():
+        program = torch.onnx.export(
+            exportable(model, call),
+            positional(call),
+            kwargs=dict(call.clone().kwargs),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=opset,
+            dynamic_shapes=dynamic_shapes(model, call) if dynamic_batch else None,
+        )
     if program is None:
-        raise ExportError("the exporter returned nothing", hint=static)
+        raise RuntimeError("the exporter returned nothing")
     return program
+
+
+def _hint(error: Exception, model: nn.Module, call: Call | None, opset: int | None) -> str:
+    """What to do about a failed export; ``call`` is None where the batch was static already."""
+    cause = _origin(error)
+    if type(cause).__name__ in _NO_OPERATOR:
+        return "write this operator of forward() with others that ONNX has"
+    if "data-dependent" in str(cause):
+        return "forward() branches on values of a tensor: use torch.where, or torch.cond"
+    if call is not None and _exports_static(model, call, opset):
+        return STATIC_BATCH
+    return "" if call is None else "run the model on these inputs: the cause may be in forward()"
+
+
+def _exports_static(model: nn.Module, call: Call, opset: int | None) -> bool:
+    """Whether the dynamic batch alone is at fault; a second export is the one way to tell."""
+    try:
+        _export(model, call, dynamic_batch=False, opset=opset)
+    except Exception:  # as in exported(): the first failure is the one to report
+        return False
+    return True
+
+
+def _origin(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _odd_names(model: nn.Module) -> list[str]:
+    """Names of modules that no attribute of Python code can have; numbers are those of lists."""
+    return [
+        name
+        for name, _ in model.named_modules()
+        if not all(part.isidentifier() or part.isdecimal() for part in name.split(".")) and name
+    ]
+
+
+def check_opset(opset: int | None) -> None:
+    """Refuse an opset that torch's exporter cannot write, before anything is exported.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    from onnx.defs import onnx_opset_version
+
+    last = onnx_opset_version()
+    if opset is not None and not _FIRST_OPSET <= opset <= last:
+        raise UsageError(
+            f"opset {opset} cannot be written: torch's exporter makes 18 and up (to {last} "
+            f"here), and can convert some models down to {_FIRST_OPSET}",
+            hint="leave the opset to torch, or take 18",
+        )
 
 
 def check_symbolic(program: torch.onnx.ONNXProgram) -> None:
@@ -110,8 +183,7 @@ def check_symbolic(program: torch.onnx.ONNXProgram) -> None:
     if shapes and isinstance(shapes[0][0], int):
         raise ExportError(
             f"the batch came out fixed at {shapes[0][0]} although it was to be dynamic",
-            hint="forward() reads the batch size as a number; or export with dynamic_batch=False "
-            "(--static-batch)",
+            hint=f"forward() reads the batch size as a number; or {STATIC_BATCH}",
         )
 
 

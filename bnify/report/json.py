@@ -18,4 +18,7 @@ def error_data(error: BnifyError, verb: str | None) -> dict[str, Any]:
         data |= result.to_dict()
     elif verification is not None:
         data["verification"] = verification.to_dict()
+    export = getattr(error, "export", None)
+    if export is not None:
+        data["export"] = export.to_dict()
     return {**data, "error": error.to_dict()}

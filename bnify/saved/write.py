@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import nn
 
 from bnify.atomic import write_text, written_folder
+from bnify.borrow import copy_model, seeded
 from bnify.environment import environment, file_sha256
 from bnify.errors import ExportError, VerificationError
 from bnify.plan import Plan
@@ -106,17 +108,21 @@ def write(
         export = None
         if onnx:
             inputs = call if call is not None else draw(result.plan.call, result.plan.inputs)
-            export = _export(
-                result.model,
-                inputs,
-                folder / ONNX,
-                device=device,
-                opset=opset,
-                k=k,
-                data=data,
-                batches=batches,
-                seeds=redrawn_seeds(seed or 0),
-            )
+            try:
+                export = _export(
+                    result.model,
+                    inputs,
+                    folder / ONNX,
+                    device=device,
+                    opset=opset,
+                    k=k,
+                    data=data,
+                    batches=batches,
+                    seeds=redrawn_seeds(seed or 0),
+                )
+            except VerificationError as error:  # the user knows the folder, not its place till now
+                error.export, error.result = replace(error.result, path=target / ONNX), result
+                raise
             hashes["onnx"] = file_sha256(folder / ONNX)
         if result.source.get("checkpoint"):
             hashes["checkpoint"] = result.source["checkpoint"]["sha256"]
@@ -152,17 +158,37 @@ def write(
 
 def _export(model: nn.Module, inputs: Call, path: Path, **options: Any) -> Export:
     """The ONNX file of an eval copy, checked against it."""
-    from bnify.borrow import copy_model
-    from bnify.exporting import export_onnx
+    from bnify.exporting import STATIC_BATCH, export_onnx
 
-    without = "leave the ONNX file out with --no-onnx (onnx=False)"
+    without = "leave the ONNX file out: onnx=False (--no-onnx)"
     try:
-        return export_onnx(copy_model(model).eval(), inputs, path, **options)
+        alone = copy_model(model).eval()
+        if inputs.batch is None or _takes_other_batches(alone, inputs):
+            return export_onnx(alone, inputs, path, **options)
+        fixed = export_onnx(alone, inputs, path, dynamic_batch=False, **options)
+        note = f"the file takes batches of {inputs.batch} only, as the model does"
+        others = (n for n in fixed.notes if not n.startswith("the file takes batches of"))
+        return replace(fixed, notes=(note, *others))
     except ExportError as error:
-        hint = f"{error.hint}; or {without}" if error.hint else without
+        # A folder's file has no option for a static batch.
+        kept = error.hint if STATIC_BATCH not in error.hint else ""
+        hint = f"{kept}; or {without}" if kept else without
         raise ExportError(error.message, hint=hint) from error
     except VerificationError as error:
         raise VerificationError(error.message, hint=without, result=error.result) from error
+
+
+def _takes_other_batches(model: nn.Module, call: Call) -> bool:
+    """Whether the model runs at a batch size that is not the example's."""
+    with torch.no_grad(), seeded(0):
+        for size in (3, 5):
+            if size == call.batch:
+                continue
+            try:
+                call.resized(size)(model)
+            except Exception:  # the user's forward: anything can come out of it
+                return False
+    return True
 
 
 def export_facts(export: Export) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from bnify.spec.data import load_data
 from bnify.spec.inputs import parse_inputs, read_input_file
 from bnify.spec.kinds import SpecKind, classify, parse_arguments
 from bnify.spec.model import ModelSource, load_model
+from bnify.spec.onnx_inputs import draw_onnx_inputs
 from bnify.spec.silence import user_output_to_stderr
 from bnify.spec.weights import WeightsReport, load_weights
 
@@ -16,6 +17,7 @@ __all__ = [
     "WeightsReport",
     "classify",
     "describe_checkpoint",
+    "draw_onnx_inputs",
     "find_state_dicts",
     "load_data",
     "load_model",

@@ -82,10 +82,19 @@ def exportable(model: nn.Module, call: Call) -> nn.Module:
     Where the model returns types that the exporter does not know (a plain dataclass), or values
     that are no tensors, the copy returns its tensors as a list, in the order of ``outputs_of``.
     Such a copy must not be copied again: its forward is its own.
+
+    Raises:
+        ExportError: The model returns no tensor.
     """
     copied = nn.Module.to(copy_model(model).eval(), "cpu")
     with torch.no_grad(), seeded(0):
-        leaves = pytree.tree_leaves(call.clone()(copied))
+        value = call.clone()(copied)
+    if not outputs_of(value):
+        raise ExportError(
+            f"{type(model).__name__} returns no tensor: there is nothing to export",
+            hint="let forward() return what it computes",
+        )
+    leaves = pytree.tree_leaves(value)
     if all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves):
         return copied
     forward = copied.forward

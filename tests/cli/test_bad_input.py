@@ -140,9 +140,8 @@ def test_weights_of_the_model_itself_that_are_not_finite(user, run_cli):
     assert "weight holds 4 non-finite values" in _one_line(ran, 3)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_a_cuda_that_is_not_there_is_never_the_cpu(user, run_cli):
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
     ran = run_cli("insert", "net.py:Quiet", *INPUT, "--device", "cuda", cwd=user)
     assert "CUDA" in _one_line(ran, 3)
     ran = run_cli("insert", "net.py:Quiet", *INPUT, "--device=cuda", "--format=json", cwd=user)

@@ -262,7 +262,5 @@ def test_pretrained_is_for_registries():
 def test_the_articles_network():
     from conftest import ROOT
 
-    if not (ROOT / "examples" / "mlp.py").is_file():
-        pytest.skip("the example is not written yet")
     model = load_model(f"{ROOT / 'examples' / 'mlp.py'}:MyNetwork").model
     assert isinstance(model, nn.Module)

@@ -138,9 +138,12 @@ def _show_version(wanted: bool) -> None:
 _OF_PYTHON: Final = re.compile(r"\b\w+=\w+ \((--[\w-]+)\)")
 
 
+_NO_NUMBER: Final = re.compile(r"invalid value for '(--[\w-]+)'.*?valid (number|integer)")
+
+
 def _report(error: Exception, words: Sequence[str], streams: Streams) -> int:
     """Words for an error, on the stream and in the form that was asked for."""
-    known = _as_ours(error)
+    known = _as_ours(error, words)
     known.hint = _OF_PYTHON.sub(r"\1", known.hint)
     if "--debug" in words:
         streams.say("".join(traceback.format_exception(error)))
@@ -184,13 +187,13 @@ def _render_failed(error: Any, form: Form, words: Sequence[str], streams: Stream
     )
 
 
-def _as_ours(error: Exception) -> BnifyError:
+def _as_ours(error: Exception, words: Sequence[str]) -> BnifyError:
     """Any error as one of ours."""
     if isinstance(error, BnifyError):
         return error
     explain = getattr(error, "format_message", None)  # click's and typer's own errors
     if explain is not None and hasattr(error, "exit_code"):
-        return _usage_error(error, explain())
+        return _usage_error(error, explain(), words)
     if isinstance(error, MemoryError):
         return BnifyError("out of memory", hint="use smaller inputs: --input with a smaller batch")
     what = " ".join(str(error).split())
@@ -200,7 +203,7 @@ def _as_ours(error: Exception) -> BnifyError:
     )
 
 
-def _usage_error(error: Exception, message: str) -> UsageError:
+def _usage_error(error: Exception, message: str, words: Sequence[str]) -> UsageError:
     """An error of the command-line parser in our words: what was typed, and where help is."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "bnify"
@@ -209,6 +212,13 @@ def _usage_error(error: Exception, message: str) -> UsageError:
     if lowered == "missing command":
         verbs = ", ".join(verb.__name__ for verb in VERBS)
         return UsageError("no verb was given", hint=f"one of {verbs}; see bnify --help")
+    number = _NO_NUMBER.match(lowered)
+    if number is not None:
+        option, kind = number.groups()
+        what = "a number" if kind == "number" else "a whole number"
+        value = _value_of(option, words)
+        typed = f" {value}" if value is not None else ""
+        return UsageError(f"{option}{typed} is not {what}", hint=f"{what}; see {path} --help")
     return UsageError(lowered, hint=f"{path} --help")
 
 

@@ -191,6 +191,7 @@ def _first_batch(options: InputOptions, model: nn.Module) -> Call:
 
     from torch import Tensor
 
+    from bnify.spec.usercode import a_type
     from bnify.structure import Call
 
     batch = next(iter(load_batches(options) or ()))
@@ -209,6 +210,6 @@ def _first_batch(options: InputOptions, model: nn.Module) -> Call:
     if isinstance(batch, (list, tuple)) and len(batch) >= max(len(needed), 1):
         return Call(tuple(batch[: max(len(needed), 1)]))
     raise SpecError(
-        f"the first batch of {options.data} is a {type(batch).__name__} that forward() cannot take",
+        f"the first batch of {options.data} is {a_type(batch)} that forward() cannot take",
         hint="give the example inputs with --input",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -88,7 +89,7 @@ def exported(
         raise
     except Exception as error:  # the user's forward runs, inside torch's exporter
         what = f"{type(model).__name__} cannot be exported"
-        odd = _odd_names(model)
+        odd = _odd_names(model)  # torch.export forgives some of them
         if odd and isinstance(_origin(error), SyntaxError):
             raise ExportError(
                 f"{what}: torch.export makes code of the module name {odd[0]!r}, "
@@ -127,9 +128,23 @@ def _hint(error: Exception, model: nn.Module, call: Call | None, opset: int | No
         return "write this operator of forward() with others that ONNX has"
     if "data-dependent" in str(cause):
         return "forward() branches on values of a tensor: use torch.where, or torch.cond"
+    if call is not None and not _runs(model, call):
+        return "forward() itself fails on these inputs: give others"
     if call is not None and _exports_static(model, call, opset):
         return STATIC_BATCH
-    return "" if call is None else "run the model on these inputs: the cause may be in forward()"
+    if isinstance(cause, SyntaxError):
+        return (
+            "torch.export makes code of names in the model: rename those that are no Python names"
+        )
+    return "torch.export must be able to record forward(): rewrite the part that the error names"
+
+
+def _runs(model: nn.Module, call: Call) -> bool:
+    try:
+        exportable(model, call)
+    except Exception:  # the user's forward, as in exported()
+        return False
+    return True
 
 
 def _exports_static(model: nn.Module, call: Call, opset: int | None) -> bool:
@@ -152,8 +167,12 @@ def _odd_names(model: nn.Module) -> list[str]:
     return [
         name
         for name, _ in model.named_modules()
-        if not all(part.isidentifier() or part.isdecimal() for part in name.split(".")) and name
+        if name and not all(map(_is_python, name.split(".")))
     ]
+
+
+def _is_python(part: str) -> bool:
+    return part.isdecimal() or (part.isidentifier() and not keyword.iskeyword(part))
 
 
 def check_opset(opset: int | None) -> None:

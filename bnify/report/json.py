@@ -20,5 +20,17 @@ def error_data(error: BnifyError, verb: str | None) -> dict[str, Any]:
         data["verification"] = verification.to_dict()
     export = getattr(error, "export", None)
     if export is not None:
-        data["export"] = export.to_dict()
+        data["export"] = export_data(export)
     return {**data, "error": error.to_dict()}
+
+
+def export_data(export: Any) -> dict[str, Any]:
+    """The facts of an exported file."""
+    verification = export.verification
+    return {
+        "opset": export.opset,
+        "norms_before": export.norms_before,
+        "norms_after": export.norms_after,
+        "verification": None if verification is None else verification.to_dict(),
+        "notes": list(export.notes),
+    }

@@ -119,26 +119,15 @@ def _data(
         return {"schema": json.SCHEMA, "verb": "doctor", **result}
     if not hasattr(result, "plan"):
         head = {"schema": json.SCHEMA, "verb": "export", "target": target}
-        return {**head, **_export_data(result), "files": {"onnx": str(result.path)}, **made}
+        return {**head, **json.export_data(result), "files": {"onnx": str(result.path)}, **made}
     data = {**result.to_dict(), **shown, **made}
     if files is not None:
         data["files"] = dict(files)
     if export is not None:
-        data["export"] = _export_data(export)
+        data["export"] = json.export_data(export)
     if dry_run:
         data["dry_run"] = True
     return data
-
-
-def _export_data(export: Any) -> dict[str, Any]:
-    verification = export.verification
-    return {
-        "opset": export.opset,
-        "norms_before": export.norms_before,
-        "norms_after": export.norms_after,
-        "verification": None if verification is None else verification.to_dict(),
-        "notes": list(export.notes),
-    }
 
 
 def render_error(

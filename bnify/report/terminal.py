@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import unicodedata
+from dataclasses import replace
 from typing import Final
 
 from rich import box
@@ -120,9 +121,11 @@ def _parts(block: Block, ascii_only: bool, width: int) -> list[RenderableType]:
         case Code(title, _, text):
             return [_heading(title, ascii_only), Text(_plain(text, ascii_only))]
         case Table():
-            fits = _least_width(block) <= width
-            body = _table(block, ascii_only) if fits else _stacked(block, ascii_only)
-            return [_heading(block.title, ascii_only), body]
+            drawn = next((t for t in (block, _tight(block)) if _least_width(t) <= width), None)
+            heading = _heading(block.title, ascii_only)
+            if drawn is not None:
+                return [heading, _table(drawn, ascii_only)]
+            return [heading, *_stacked(block, ascii_only)]
 
 
 def _heading(title: str, ascii_only: bool) -> Text:
@@ -168,7 +171,8 @@ def _least_widths(table: Table) -> list[int]:
     """The least columns can be without losing anything: text wraps, numbers and words do not."""
     widths = []
     for index, column in enumerate(table.columns):
-        widest = max(len(column.name), *(len(row[index]) for row in table.rows))
+        heading = max(map(len, column.name.split("\n")))
+        widest = max(heading, *(len(row[index]) for row in table.rows))
         fixed = column.numeric or column.short
         widths.append(widest if fixed else min(widest, _WRAPPED))
     return widths
@@ -179,15 +183,22 @@ def _least_width(table: Table) -> int:
     return sum(widths) + _GAP * (len(widths) - 1)
 
 
-def _stacked(table: Table, ascii_only: bool) -> RenderableType:
-    """A table that is too wide for the terminal, as one paragraph a row."""
-    lines = Text()
+def _tight(table: Table) -> Table:
+    """The table with a line for every word of its headings."""
+    columns = tuple(replace(one, name=one.name.replace(" ", "\n")) for one in table.columns)
+    return replace(table, columns=columns)
+
+
+def _stacked(table: Table, ascii_only: bool) -> list[RenderableType]:
+    """A table that is too wide for the terminal, as one paragraph a row; indents survive a wrap."""
+    lines: list[RenderableType] = []
     for row in table.rows:
         filled = [
             f"{column.name}: {cell}" if column.name else cell
             for column, cell in zip(table.columns, row, strict=True)
             if cell
         ]
-        lines.append(_plain("\n    ".join(["  " + filled[0], *filled[1:]]) + "\n", ascii_only))
-    lines.rstrip()
+        for number, line in enumerate(filled):
+            text = Text(_plain(line, ascii_only), overflow="fold")
+            lines.append(Padding(text, (0, 0, 0, 4 if number else 2)))
     return lines

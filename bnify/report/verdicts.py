@@ -34,9 +34,7 @@ def verification_blocks(verification: Verification, *, title: str = "Verificatio
         heading = f"{title}: outputs" if verification.checks else title
         blocks.append(_output_table(verification.outputs, heading))
     if verification.first_divergent:
-        blocks.append(
-            Paragraph(f"The first node out of its budget is {verification.first_divergent}.")
-        )
+        blocks.append(Paragraph(f"First over its error budget: {verification.first_divergent}."))
     if verification.drift:
         blocks.append(_drift(verification.drift))
     if verification.inputs:

@@ -239,7 +239,10 @@ def _refuse_other_archives(path: Path) -> None:
         )
     if not any(name.endswith("data.pkl") for name in names):
         inside = ", ".join(names[:3]) or "nothing"
-        raise WeightsError(f"{path} is a zip file, but no checkpoint: it holds {inside}")
+        raise WeightsError(
+            f"{path} is a zip file, but no checkpoint: it holds {inside}",
+            hint="pass a .safetensors file, or one that torch.save wrote",
+        )
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bnify.errors import WeightsError
 from bnify.spec.checkpoint import Checkpoint, find_state_dicts
+from bnify.spec.usercode import a_type
 
 
 def choose(
@@ -42,31 +43,39 @@ def choose(
 
 def _descend(tree: Any, key: str, path: Path) -> Any:
     """What lies under a dotted key; the parts may themselves have dots."""
-    rest = key
+    content, rest = tree, key
     while rest:
         node = dict(enumerate(tree)) if isinstance(tree, (list, tuple)) else tree
         entries = {str(k): v for k, v in node.items()} if isinstance(node, Mapping) else {}
         matching = [k for k in entries if rest == k or rest.startswith(f"{k}.")]
         if not matching:
             names = ", ".join(list(entries)[:10]) or _contents(tree)
+            found = find_state_dicts(content)
             raise WeightsError(
-                f"{path} has nothing under {key!r}: there is {names}", hint="see --weights-key"
+                f"{path} has nothing under {key!r}: there is {names}",
+                hint=_keys(found) or "leave --weights-key out",
             )
         part = max(matching, key=len)
         tree, rest = entries[part], rest[len(part) + 1 :]
     return tree
 
 
+def _keys(places: Mapping[str, Any]) -> str:
+    """The keys that there are, as an option."""
+    keys = [key for key in places if key]
+    return f"--weights-key {'one of ' * (len(keys) > 1)}{', '.join(keys[:5])}" if keys else ""
+
+
 def _contents(tree: Any) -> str:
     if isinstance(tree, Mapping):
         entries = [f"{name} ({type(value).__name__})" for name, value in list(tree.items())[:10]]
         return f"a dict of {', '.join(entries)}" if entries else "an empty dict"
-    return f"a {type(tree).__name__}"
+    return a_type(tree)
 
 
 def _key_hint(checkpoint: Checkpoint, key: str | None) -> str:
     found = list(find_state_dicts(checkpoint.content)) if key else []
-    return f"--weights-key {found[0]}" if found and found[0] else "save model.state_dict()"
+    return _keys(dict.fromkeys(found)) or "save model.state_dict()"
 
 
 def strip_prefix(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from bnify.errors import SpecError, UsageError
 from bnify.spec.kinds import SpecKind, parse_spec
 from bnify.spec.objects import import_folder, load_object
 from bnify.spec.silence import user_output_to_stderr
-from bnify.spec.usercode import call_factory, user_code
+from bnify.spec.usercode import a_type, article, call_factory, user_code
 
 
 class Batches:
@@ -64,12 +64,13 @@ def load_data(spec: str, *, batches: int | None = 8) -> Iterable[Any]:
         raise UsageError(f"--batches {batches}: at least one is needed", hint="--batches 8")
     target = parse_spec(spec)
     if target.kind not in (SpecKind.FILE, SpecKind.MODULE):
+        kind = target.kind.value
         raise UsageError(
-            f"--data {spec} is a {target.kind.value}, not a Python object",
+            f"--data {spec} is {article(kind)} {kind}, not a Python object",
             hint="write pkg.mod:loader or file.py:loader",
         )
     with user_output_to_stderr(), import_folder(target):
-        value = load_object(target).value
+        value = load_object(target, batches=True).value
         made = inspect.isclass(value) or (callable(value) and not hasattr(value, "__iter__"))
         source = call_factory(value, {}, spec) if made else value
         _refuse_no_batches(source, spec)
@@ -101,7 +102,7 @@ def _refuse_no_batches(source: Any, spec: str) -> None:
     hint = "name an iterable of batches, a DataLoader, or a function that returns one"
     if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
         raise SpecError(
-            f"{spec} is a {type(source).__name__}: a dataset yields samples, not batches",
+            f"{spec} is {a_type(source)}: a dataset yields samples, not batches",
             hint="wrap it: DataLoader(dataset, batch_size=32)",
         )
     if isinstance(source, (Tensor, Mapping, str, bytes)):
@@ -110,4 +111,4 @@ def _refuse_no_batches(source: Any, spec: str) -> None:
             hint="put it in a list to make it the only batch",
         )
     if not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
-        raise SpecError(f"{spec} is a {type(source).__name__}, which yields nothing", hint=hint)
+        raise SpecError(f"{spec} is {a_type(source)}, which yields nothing", hint=hint)

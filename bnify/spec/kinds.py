@@ -167,14 +167,24 @@ def _refuse_two_modules(spec: str, module: str, name: str) -> None:
     )
 
 
+def _names_of(node: ast.stmt) -> list[str]:
+    """The class or function of a statement, or the names it gives to an instance: Net(), nn.X()."""
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+        return [node.name]
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
+        return []
+    called = ast.unparse(node.value.func).rpartition(".")[2]
+    is_class = called[:1].isupper()
+    return [t.id for t in node.targets if is_class and isinstance(t, ast.Name)]
+
+
 def _defined_in(path: Path) -> str:
-    """The classes and functions of a Python file that was not run, as the end of a sentence."""
+    """What a Python file that was not run seems to define, as the end of a sentence."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
         return ""
-    kinds = (ast.ClassDef, ast.FunctionDef)
-    names = [node.name for node in tree.body if isinstance(node, kinds)]
+    names = [name for node in tree.body for name in _names_of(node)]
     public = [name for name in names if not name.startswith("_")]
     return f"; it defines {', '.join(public)}" if public else ""
 

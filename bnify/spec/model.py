@@ -17,7 +17,7 @@ from bnify.spec.kinds import SpecKind, Target, parse_spec
 from bnify.spec.objects import import_folder, load_object
 from bnify.spec.registry import load_registered
 from bnify.spec.silence import user_output_to_stderr
-from bnify.spec.usercode import call_factory
+from bnify.spec.usercode import a_type, call_factory
 from bnify.structure import Call
 
 
@@ -102,7 +102,7 @@ def _build(value: Any, arguments: Mapping[str, Any], target: Target) -> nn.Modul
     if isinstance(value, nn.Module):
         if arguments:
             raise SpecError(
-                f"{target.spec} is a {type(value).__name__} already built: it takes no arguments",
+                f"{target.spec} is {a_type(value)} already built: it takes no arguments",
                 hint="leave --arg out, or name the class or a factory",
             )
         # A module stays imported: its network must not change under who else holds it.
@@ -133,9 +133,8 @@ def _description(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         inside = ", ".join(type(item).__name__ for item in value[:4])
         more = ", …" if len(value) > 4 else ""
-        return f"a {type(value).__name__} ({inside}{more})"
-    kind = f"the {value.__name__} class" if inspect.isclass(value) else type(value).__name__
-    return kind if inspect.isclass(value) else f"a {kind}"
+        return f"{a_type(value)} ({inside}{more})"
+    return f"the {value.__name__} class" if inspect.isclass(value) else a_type(value)
 
 
 def _no_code(target: Target) -> SpecError:
@@ -151,7 +150,7 @@ def _no_code(target: Target) -> SpecError:
             )
         case SpecKind.ONNX:
             return SpecError(
-                f"{path} is an ONNX file: it can be audited and verified, not changed",
+                f"{path} is an ONNX file: it can be verified, not changed or exported",
                 hint="name the model's code, as in net.py:MyNetwork",
             )
         case _:

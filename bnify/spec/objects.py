@@ -68,8 +68,12 @@ def import_folder(target: Target) -> Iterator[None]:
             _remember_siblings(folder, set(sys.modules) - before)
 
 
-def load_object(target: Target) -> Loaded:
+def load_object(target: Target, *, batches: bool = False) -> Loaded:
     """Import the place and take the attribute; call it within :func:`import_folder`.
+
+    Args:
+        target: The place and the attribute.
+        batches: Batches are looked for: a missing attribute lists what yields some, not networks.
 
     Raises:
         SpecError: No such file, module or attribute, or the user's code raised.
@@ -81,7 +85,7 @@ def load_object(target: Target) -> Loaded:
     else:
         module = _import(target)
         file, digest = _source_of(module)
-    return Loaded(_attribute(module, target), file, digest)
+    return Loaded(_attribute(module, target, batches), file, digest)
 
 
 def _source_of(module: ModuleType) -> tuple[Path | None, str | None]:
@@ -104,7 +108,9 @@ def _run_file(target: Target) -> tuple[ModuleType, Path, str]:
     name = _private_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
-        raise SpecError(f"{target.spec}: {path} cannot be imported as Python")
+        raise SpecError(
+            f"{target.spec}: {path} cannot be imported as Python", hint="name a .py file"
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses and pickle look it up
     try:
@@ -143,27 +149,27 @@ def _import(target: Target) -> ModuleType:
         raise
 
 
-def _attribute(module: ModuleType, target: Target) -> Any:
+def _attribute(module: ModuleType, target: Target, batches: bool) -> Any:
     value: Any = module
     path = ""
     for part in target.name.split("."):
         try:
             value = getattr(value, part)
         except AttributeError as error:
-            raise _no_attribute(value, part, path, target) from error
+            raise _no_attribute(value, part, path, target, batches) from error
         path = f"{path}.{part}" if path else part
     return value
 
 
-def _no_attribute(owner: Any, part: str, path: str, target: Target) -> SpecError:
+def _no_attribute(owner: Any, part: str, path: str, target: Target, batches: bool) -> SpecError:
     if not isinstance(owner, ModuleType):
         names = [name for name in dir(owner) if not name.startswith("_")]
         where, listed = f"{target.place}:{path}", ""
     else:
-        found = _definitions(owner)
+        found = _sources(owner) if batches else _definitions(owner)
         names, where = list(found), target.place
         entries = ", ".join(f"{name} ({kind})" for name, kind in found.items())
-        listed = f"; it defines {entries}" if found else "; it defines no class or function"
+        listed = f"; it defines {entries}" if found else "; it defines nothing of the kind"
     near = difflib.get_close_matches(part, names, n=1)
     dotted = f"{path}.{near[0]}" if path and near else (near[0] if near else "")
     hint = f"did you mean {target.place}:{dotted}?" if near else f"write {target.place}:NAME"
@@ -178,7 +184,7 @@ def _definitions(module: ModuleType) -> dict[str, str]:
         if name.startswith("_"):
             continue
         if isinstance(value, nn.Module):
-            networks[name] = "a network"
+            networks[name] = f"{type(value).__name__} instance"
         elif getattr(value, "__module__", None) != module.__name__:
             continue
         elif inspect.isclass(value):
@@ -187,6 +193,21 @@ def _definitions(module: ModuleType) -> dict[str, str]:
         elif inspect.isfunction(value):
             others[name] = "function"
     return networks | others
+
+
+def _sources(module: ModuleType) -> dict[str, str]:
+    """What a file has that may yield batches: loaders and iterables, functions, classes."""
+    found = {}
+    for name, value in vars(module).items():
+        if name.startswith("_") or isinstance(value, (ModuleType, str, bytes)):
+            continue
+        own = getattr(value, "__module__", None) == module.__name__
+        if inspect.isclass(value) or inspect.isfunction(value):
+            if own and not (inspect.isclass(value) and issubclass(value, nn.Module)):
+                found[name] = "class" if inspect.isclass(value) else "function"
+        elif hasattr(value, "__iter__") and not isinstance(value, nn.Module):
+            found[name] = type(value).__name__
+    return found
 
 
 def _near_files(path: Path) -> str:

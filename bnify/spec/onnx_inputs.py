@@ -70,7 +70,7 @@ def draw_onnx_inputs(
 def declared_inputs(path: str | Path) -> list[Declared]:
     """The inputs that a file declares; raises as :func:`draw_onnx_inputs`."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         graph = onnx.load(str(path), load_external_data=False).graph

@@ -90,7 +90,9 @@ def _broken(package: str, error: Exception) -> SpecError:
 
 def _unknown(target: Target, names: Sequence[str]) -> SpecError:
     near = difflib.get_close_matches(target.name, names, n=3)
-    hint = f"did you mean {', '.join(f'{target.place}:{name}' for name in near)}?" if near else ""
+    far = near or difflib.get_close_matches(target.name, names, n=3, cutoff=0.3) or names[:3]
+    listed = ", ".join(f"{target.place}:{name}" for name in far)
+    hint = f"did you mean {listed}?" if near else f"it has {len(names)}, for example {listed}"
     return SpecError(f"{target.place} has no model {target.name!r}", hint=hint)
 
 

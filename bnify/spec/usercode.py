@@ -38,7 +38,8 @@ def user_code(what: str) -> Iterator[None]:
         line = (error.text or "").strip()
         where = f"{_short(error.filename or '?')}" + (f":{error.lineno}" if error.lineno else "")
         raise SpecError(
-            f"{what}: syntax error at {where}: {error.msg}" + (f": {line}" if line else "")
+            f"{what}: syntax error at {where}: {error.msg}" + (f": {line}" if line else ""),
+            hint=f"correct {where}",
         ) from error
     except SystemExit as error:
         raise SpecError(
@@ -54,6 +55,17 @@ def user_code(what: str) -> Iterator[None]:
 def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
     """The frames of an exception that lie in the user's own files, outermost first."""
     return [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame)]
+
+
+def article(word: str) -> str:
+    """``"a"`` or ``"an"``, by the word's first letter."""
+    return "an" if word[:1].lower() in "aeiou" else "a"
+
+
+def a_type(value: Any) -> str:
+    """The type of a value with its article: ``"an int"``, ``"a list"``."""
+    name = type(value).__name__
+    return f"{article(name)} {name}"
 
 
 def first_line(error: BaseException) -> str:
@@ -115,4 +127,7 @@ def _hint_for(error: Exception) -> str:
         return f"install {error.name.partition('.')[0]}, or run where it can be imported"
     if isinstance(error, ImportError) and "relative import" in str(error):
         return "the file is part of a package: run where it is importable and write pkg.mod:NAME"
-    return ""
+    frames = [frame for frame in user_frames(error) if frame.lineno is not None]
+    if frames:
+        return f"correct {_short(frames[-1].filename)}:{frames[-1].lineno}, or see it with --debug"
+    return "the same command with --debug shows where"

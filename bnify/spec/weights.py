@@ -118,11 +118,24 @@ def load_weights(
     if counters:
         notes.append(f"the file has no {_COUNTER}, as before torch 0.4: {_listed(counters)}")
     notes += _dtype_notes(state, wanted)
+    kept = [name for name in missing if name not in tied and not _counter(name)]
+    if kept:
+        notes.append(
+            f"{len(kept)} {_plural(kept, 'tensor')} of the model left at the initial values, "
+            f"as allowed: {_listed(kept)}"
+        )
+    covered = {"allow-missing": missing, "allow-unexpected": [*unexpected, *skipped]}
+    for option, globs in (("allow-missing", allow_missing), ("allow-unexpected", allow_unexpected)):
+        notes += [
+            f"--{option} {glob!r} matches nothing that is {option.removeprefix('allow-')}"
+            for glob in globs
+            if not any(_allowed(name, (glob,)) for name in covered[option])
+        ]
     return WeightsReport(
         sha256=checkpoint.sha256,
         key=place or None,
         prefix=prefix,
-        missing=tuple(name for name in missing if name not in tied and not _counter(name)),
+        missing=tuple(kept),
         unexpected=tuple(unexpected) + tuple(sorted(skipped)),
         notes=tuple(notes),
     )

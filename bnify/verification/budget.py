@@ -191,8 +191,14 @@ def _batch_checks(
         if not cases:
             return [Check(name="batch size", passed=False, detail=f"{said}, the inputs are not")]
         return [Check(name=f"batch size {sizes}", passed=None, detail=said)]
-    passed = all(r.verdict.passed for case in resized for r in rulings[case.label])
-    return [Check(name=f"batch size {sizes}", passed=passed)]
+    wrong = [
+        f"at batch {case.call.batch}: {r.verdict.name}: {r.verdict.detail}"
+        for case in resized
+        for r in rulings[case.label]
+        if not r.verdict.passed
+    ]
+    said = wrong[0] if wrong else ""
+    return [Check(name=f"batch size {sizes}", passed=not wrong, detail=said)]
 
 
 def _cuda_checks(

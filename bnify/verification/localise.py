@@ -45,7 +45,7 @@ def first_divergence(
         elif isinstance(candidate, TorchRunner):
             found = first_divergent_module(reference.model, candidate.model, call, k)
         else:
-            return None, f"not localised: no look inside a {type(candidate).__name__}"
+            return None, f"not localised: no look inside {type(candidate).__name__} objects"
     except Exception as error:  # exporter, runtime and user code run here, after the verdict fell
         return None, f"not localised: {root_cause(error)}"
     if found is None:
@@ -182,7 +182,9 @@ def first_divergent_module(
             _within(c, r, t, k) for c, r, t in zip(got[key], values, truth[key], strict=True)
         ):
             path, number = key
-            return (path or "the model") + (f" (call {number + 1})" if number else "")
+            return (path or "the model itself, after all its modules") + (
+                f" (call {number + 1})" if number else ""
+            )
     return None
 
 

@@ -240,7 +240,8 @@ def as_runner(
     if isinstance(side, Runner):
         return side
     raise SpecError(
-        f"cannot run a {type(side).__name__}", hint="give a model, a saved folder or an .onnx file"
+        f"cannot run {type(side).__name__} objects",
+        hint="give a model, a saved folder or an .onnx file",
     )
 
 

@@ -154,3 +154,10 @@ def test_a_file_that_computes_something_else_is_1_and_is_not_written(cli, user):
     assert data["error"]["kind"] == "VerificationError"
     assert data["verification"]["passed"] is False
     assert [path.name for path in user.glob("*.onnx*")] == ["model.failed.onnx"]
+
+
+def test_an_opset_that_cannot_be_is_2(cli, user):
+    ran = cli("export", NET, *INPUT, "-o", "m.onnx", "--opset", "11")
+    assert ran.code == 2, ran
+    assert "opset 11 cannot be written: torch's exporter makes 18 and up" in ran.stderr
+    assert not (user / "m.onnx").exists()

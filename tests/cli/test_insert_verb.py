@@ -229,3 +229,76 @@ def test_force_replaces_and_the_second_run_gives_the_same_folder(cli, user):
     assert cli(*words).code == 2
     assert cli(*words, "--force").code == 0
     assert {p.name: p.read_bytes() for p in (user / "out").iterdir()} == first
+
+
+@pytest.mark.parametrize("form", ["rich", "json"])
+def test_a_dry_run_shows_code_and_difference_and_writes_nothing(cli, user, form):
+    ran = cli("insert", "net.py:Quiet", *INPUT, "--dry-run", "--diff", "--print-code", "-o", "out",
+              "--format", form)  # fmt: skip
+    assert ran.code == 0, ran
+    assert "+  (fc1): LinearNorm(" in ran.stdout
+    assert "def forward(self, x):" in ran.stdout
+    assert "note: --dry-run writes nothing: -o out is left alone" in ran.stderr
+    assert not (user / "out").exists()
+
+
+ODD = """
+import torch
+from net import Quiet
+
+class One(Quiet):
+    def forward(self, x):
+        return super().forward(x).view(1, 2)
+
+class Branches(Quiet):
+    def forward(self, x):
+        return super().forward(x) * (2 if x.shape[0] == 7 else 1)
+"""
+
+
+def test_a_model_of_one_batch_size_gets_a_file_of_that_size(cli, user):
+    (user / "odd.py").write_text(ODD)
+    ran = cli("insert", "odd.py:One", "--input", "1,4", "--norm", "layer", "-o", "out")
+    assert ran.code == 0, ran
+    text = " ".join(ran.stdout.split())
+    assert "the file takes batches of 1 only, as the model does" in text
+    ran = cli("insert", "odd.py:Branches", "--input", "8,4", "-o", "no")
+    if ran.code:  # torch may learn to export it
+        assert "--no-onnx" in ran.stderr
+        assert "static" not in ran.stderr
+        assert "onnx=False" not in ran.stderr
+        assert not (user / "no").exists()
+
+
+@pytest.mark.parametrize("form", ["rich", "json"])
+def test_a_wrong_onnx_file_is_reported_with_the_insertion(cli, user, monkeypatch, form):
+    import onnx
+
+    from bnify.exporting import checked
+
+    real = checked.saved
+
+    def spoiled(program, file, opset, external_above):
+        norms = real(program, file, opset, external_above)
+        model = onnx.load(file)
+        for tensor in model.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            if values.dtype.kind == "f":
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values * 1.01, tensor.name))
+        onnx.save(model, file)
+        return norms
+
+    monkeypatch.setattr(checked, "saved", spoiled)
+    ran = cli("insert", "net.py:Quiet", *INPUT, "-o", "out", "--format", form)
+    assert ran.code == 1, ran
+    assert not (user / "out").exists()
+    assert "tmp" not in ran.stdout
+    if form == "json":
+        data = _json(ran)
+        assert data["verification"]["passed"] is True
+        assert data["export"]["verification"]["passed"] is False
+        return
+    assert ran.stdout.startswith("bnify insert  net.py:Quiet")
+    assert "out/model.onnx" in ran.stdout
+    assert ran.stdout.rstrip().splitlines()[-1].startswith("FAIL")
+    assert "try: leave the ONNX file out: --no-onnx" in ran.stderr

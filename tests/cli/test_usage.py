@@ -15,7 +15,7 @@ import pytest
         (["insert"], "missing argument 'SPEC'"),
         (["insert", "net.py:Net", "--nrom", "batch"], "no such option"),
         (["insert", "net.py:Net", "--norm", "bath"], "'bath' is not one of 'batch'"),
-        (["insert", "net.py:Net", "--batches", "many"], "integer"),
+        (["insert", "net.py:Net", "--batches", "many"], "--batches many is not a whole number"),
         (["insert", "net.py:Net", "--format", "yaml"], "'yaml' is not one of"),
         (["insert", "net.py:Net"], "no example inputs"),
         (["insert", "net.py:Net", "--input", "2,4:float33"], "unknown dtype 'float33'"),
@@ -121,3 +121,43 @@ def test_interrupted_is_130(cli, monkeypatch):
     assert ran.code == 130
     assert ran.stdout == ""
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "hint"),
+    [
+        (("--eps", "x"), "--eps x is not a number", "a number; see bnify insert --help"),
+        (("--data", "obj.py:lod"), "it defines loader (list), fails (function)", "obj.py:loader?"),
+        (("--data", "obj.py:fails"), "RuntimeError: disk", "correct obj.py:5"),
+        (("--weights", "c.npz"), "a zip file, but no checkpoint", "a .safetensors file"),
+        (("--weights", "w.pt", "--weights-key", "x"), "nothing under 'x'", "one of ema, model"),
+    ],
+)
+def test_errors_name_the_next_step(cli, user, words, said, hint):
+    import numpy as np
+    import torch
+    from torch import nn
+
+    (user / "obj.py").write_text(
+        "from torch import nn, randn\nnet = nn.Sequential(nn.Linear(4, 4))\n"
+        "loader = [randn(3, 4)]\ndef fails():\n    raise RuntimeError('disk')\n"
+    )
+    np.savez(user / "c.npz", a=np.ones(3))
+    state = nn.Sequential(nn.Linear(4, 4)).state_dict()
+    torch.save({"ema": state, "model": {k: v + 1 for k, v in state.items()}}, "w.pt")
+    ran = cli("insert", "obj.py:net", "--input", "3,4", *words)
+    assert ran.code in (2, 3), ran
+    error, tried = ran.stderr.strip().splitlines()[-2:]
+    assert said in error
+    assert tried.startswith("  try: ")
+    assert hint in tried
+    bare = cli("insert", "obj.py", "--input", "3,4").stderr
+    assert "it defines net, fails" in bare
+
+
+@pytest.mark.parametrize("text", ["def f(:\n", "raise ValueError('boo')\n"])
+def test_code_that_fails_at_import_says_what_to_correct(cli, user, text):
+    (user / "bad.py").write_text(text)
+    ran = cli("insert", "bad.py:Net", "--input", "3,4")
+    assert ran.code == 3
+    assert "  try: correct bad.py:1" in ran.stderr

@@ -66,3 +66,12 @@ def test_the_onnx_file_of_a_folder(cli, user):
     assert cli("verify", "out", "out/model.onnx").code == 0
     assert cli("verify", "net.py:Normed", "out/model.onnx", "--input", "4,3,8,8").code in (1, 3)
     assert cli("verify", "out", "missing.onnx").code == 3
+
+
+def test_the_files_own_inputs_are_drawn_and_said(cli, user):
+    assert cli("export", "net.py:Quiet", *INPUT, "-o", "a.onnx").code == 0
+    ran = cli("verify", "net.py:Quiet", "a.onnx")
+    assert ran.code == 0, ran
+    assert "note: inputs drawn from what a.onnx declares: --input x=2,4:float32" in ran.stderr
+    assert cli("verify", "a.onnx", "a.onnx").code == 0
+    assert cli("verify", "a.onnx", "a.onnx", "--input", "3,4", "--format", "json").stderr == ""

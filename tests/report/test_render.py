@@ -321,3 +321,17 @@ def test_one_is_no_plural():
     assert said(2, 2) == "2 of 4 layers got norms; 2 left alone, each for the reason below."
     assert said(1, 0) == "1 of 1 layer got a norm."
     assert said(0, 1).endswith("the one layer is left alone, for the reason below.")
+
+
+def test_wrapped_lines_of_a_list_keep_their_indent():
+    text = render(_result(verification=BAD), "rich", width=40)
+    lines = text.splitlines()
+    row = lines.index("    Why: query, key, value or output")
+    assert lines[row + 1].startswith("    projection of attention")
+
+
+def test_headings_wrap_before_a_table_becomes_a_list():
+    text = render(BAD, "rich", width=76, target="a b")
+    assert "Allclose at" not in text
+    assert "Output: logits" not in text
+    assert max(map(len, text.splitlines())) <= 76

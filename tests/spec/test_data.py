@@ -75,7 +75,7 @@ def test_the_limit():
     [
         ("data.py:dataset", SpecError, "samples, not batches"),
         ("data.py:tensor", SpecError, "one Tensor"),
-        ("data.py:number", SpecError, "is a int, which yields nothing"),
+        ("data.py:number", SpecError, "is an int, which yields nothing"),
         ("data.py:needs", SpecError, "needs(path)"),
         ("data.py:gone", SpecError, "has no 'gone'"),
         ("gone.py:loader", SpecError, "No such file"),

@@ -165,7 +165,7 @@ def test_scripting_finds_the_source():
         (
             "net.py:Nett",
             {},
-            ["net.py has no 'Nett'", "Net (nn.Module)", "build (function)", "net (a network)"],
+            ["net.py has no 'Nett'", "Net (nn.Module)", "build (function)", "net (Net instance)"],
             "did you mean net.py:Net?",
         ),
         ("net.py:Zoo.Smal", {}, ["net.py:Zoo has no 'Smal'"], "did you mean net.py:Zoo.Small?"),

@@ -335,3 +335,16 @@ def test_a_checkpoint_is_described_in_one_line(saved):
     assert text.startswith("10 tensors under 'model', 47 values: mask [2, 2], conv.weight")
     assert text.endswith("…")
     assert describe_checkpoint(saved({"epoch": 3})) == "no tensors"
+
+
+def test_what_stays_at_random_and_globs_for_nothing_are_said(saved):
+    state = Net().state_dict()
+    del state["head.bias"]
+    path = saved(state)
+    report = load_weights(
+        Net(), path, allow_missing=["head.*", "tail.*"], allow_unexpected=["aux.*"]
+    )
+    assert "1 tensor of the model left at the initial values, as allowed: head.bias" in report.notes
+    assert "--allow-missing 'tail.*' matches nothing that is missing" in report.notes
+    assert "--allow-unexpected 'aux.*' matches nothing that is unexpected" in report.notes
+    assert not any("head.*" in note for note in report.notes)

@@ -219,6 +219,8 @@ def test_a_fault_at_other_batch_sizes_only_is_caught(net: nn.Module) -> None:
     assert not verdict.passed
     check = next(check for check in verdict.checks if check.name == "batch size 1, 5")
     assert check.passed is False
+    assert check.detail.startswith("at batch 1: ")
+    assert "own float32 error" in check.detail
 
 
 # -- where float64 says nothing -----------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         OnnxRunner(tmp_path / "missing.onnx")
     with pytest.raises(SpecError, match=r"is no \.onnx file"):
         as_runner(tmp_path / "weights.pt")
-    with pytest.raises(SpecError, match="cannot run a int"):
+    with pytest.raises(SpecError, match="cannot run int objects"):
         as_runner(3)  # type: ignore[arg-type]
 
 

@@ -79,7 +79,9 @@ def test_call_norms_take_turns():
     for _ in range(3):
         norms(torch.zeros(1))
     assert log == ["a", "b", "c"]
-    norms(torch.zeros(1))
+    with pytest.raises(RuntimeError, match="norms for 3 calls"):
+        norms(torch.zeros(1))
+    assert log == ["a", "b", "c"]
     restart_calls(root, ())
     norms(torch.zeros(1))
     assert log[-1] == "a"

@@ -300,3 +300,25 @@ def test_gate_comes_before_one_value_per_channel():
     assert decided["squeeze"] == "gate"
     included = decide(nets.SqueezeExcite(), torch.randn(4, 3, 16, 16), include="squeeze")
     assert included["squeeze"] == "one-value-per-channel"  # include stops at an impossibility
+
+
+@pytest.mark.parametrize("how", ["highway", "clamped", "one-plus"])
+def test_gates_in_other_words(how):
+    """t·h + (1 - t)·x, relu6 written as a clamp, and 1 + sigmoid are gates all the same."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.h, self.t, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h, t = torch.relu(self.h(x)), self.t(x)
+            if how == "highway":
+                t = torch.sigmoid(t)
+                return self.head(t * h + (1 - t) * x)
+            t = torch.clamp(t + 3, 0, 6) / 6 if how == "clamped" else 1 + torch.sigmoid(t)
+            return self.head(h * t)
+
+    plan = api.plan(Gated(), torch.randn(16, 8))
+    assert [edit.layer for edit in plan.edits] == ["h"]
+    assert {s.layer: str(s.reason) for s in plan.skips}["t"] == "gate"

@@ -60,6 +60,22 @@ def test_a_wrapped_part(gloo):
     assert "at 0" in refused(bnify.PlanError, net).message
 
 
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`")
+def test_fully_sharded(gloo):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    wrapped = FullyShardedDataParallel(model(), device_id=torch.device("cpu"))
+    error = refused(bnify.PlanError, wrapped)
+    assert "FullyShardedDataParallel" in error.message
+    assert error.hint.splitlines()[1] == "model = FullyShardedDataParallel(model)"
+    sharded = model()
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+    error = refused(bnify.PlanError, sharded)
+    assert "fully_shard" in error.message
+    assert error.hint.startswith("model = bnify.insert(plain_model, inputs).model\n")
+
+
 def test_sync_falls_back_on_gloo(gloo):
     x = torch.randn(4, 6)
     result = bnify.insert(model(), x, norm="sync")

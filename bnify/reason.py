@@ -12,6 +12,10 @@ class Reason(StrEnum):
     EXCLUDED = "excluded"
     NEVER_CALLED = "never-called"
     INSIDE_FUSED_MODULE = "inside-fused-module"
+    CUSTOM_FORWARD = "custom-forward"
+    NO_BATCH_AXIS = "no-batch-axis"
+    COMPLEX_VALUES = "complex-values"
+    FROZEN = "frozen"
     ATTENTION_PROJECTION = "attention-projection"
     WEIGHT_STANDARDISED = "weight-standardised"
     TIED_WEIGHTS = "tied-weights"
@@ -23,10 +27,6 @@ class Reason(StrEnum):
     PRE_NORM = "pre-norm"
     TOKEN_LAYER = "token-layer"
     FUNCTIONAL_ACTIVATION = "functional-activation"
-    CUSTOM_FORWARD = "custom-forward"
-    FROZEN = "frozen"
-    NO_BATCH_AXIS = "no-batch-axis"
-    COMPLEX_VALUES = "complex-values"
 
     @property
     def sentence(self) -> str:

@@ -63,8 +63,6 @@ def inside_fused_module(layer: Candidate, context: Context) -> str | None:
 
 def custom_forward(layer: Candidate, context: Context) -> str | None:
     """What the layer returns is not what its weight computes."""
-    if layer.module is not None and carries_norm(layer.module):
-        return None  # that is ours; already_carries tells
     if hasattr(layer.module, "norm"):
         return "it has an attribute 'norm' of its own, which the new norm would replace"
     returned = [c.outputs for c in layer.calls]

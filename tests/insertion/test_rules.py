@@ -302,6 +302,14 @@ def test_gate_comes_before_one_value_per_channel():
     assert included["squeeze"] == "one-value-per-channel"  # include stops at an impossibility
 
 
+def test_reasons_stand_in_their_order_of_precedence():
+    """The README's table is written from the order of ``Reason``; the rules decide."""
+    from bnify.insertion.rules import RULES, already_carries
+
+    asked = [reason for reason, rule, _ in RULES if rule is not already_carries]
+    assert [Reason.EXCLUDED, *dict.fromkeys(asked)] == list(Reason)
+
+
 @pytest.mark.parametrize("how", ["highway", "clamped", "one-plus"])
 def test_gates_in_other_words(how):
     """t·h + (1 - t)·x, relu6 written as a clamp, and 1 + sigmoid are gates all the same."""

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnify.api import apply, export, insert, load, verify
+    from bnify.api import apply, export, fold, insert, load, verify
     from bnify.errors import (
         BnifyError,
         CaptureError,
@@ -53,6 +53,7 @@ _HOME = {
     "WeightsError": "errors",
     "apply": "api",
     "export": "api",
+    "fold": "api",
     "insert": "api",
     "load": "api",
     "param_groups": "optim",
@@ -78,6 +79,7 @@ __all__ = [
     "WeightsError",
     "apply",
     "export",
+    "fold",
     "insert",
     "load",
     "param_groups",

@@ -16,8 +16,12 @@ from bnify.plan import Plan
 from bnify.structure import Call, Inputs, as_call
 
 
-def accept(model: nn.Module) -> None:
+def accept(model: nn.Module, *, statistics: bool = True) -> None:
     """Refuse what cannot be worked on.
+
+    Args:
+        model: What the user passed.
+        statistics: Refuse running statistics that are not finite.
 
     Raises:
         PlanError: The model is wrapped for distribution or compilation, or scripted.
@@ -33,7 +37,7 @@ def accept(model: nn.Module) -> None:
         )
     refuse_wrapped(model)
     _refuse_unmaterialised(model)
-    _refuse_nonfinite(model)
+    _refuse_nonfinite(model, statistics=statistics)
 
 
 def example_call(model: nn.Module, inputs: Inputs) -> Call:
@@ -141,13 +145,13 @@ def _refuse_unmaterialised(model: nn.Module) -> None:
             )
 
 
-def _refuse_nonfinite(model: nn.Module) -> None:
+def _refuse_nonfinite(model: nn.Module, *, statistics: bool) -> None:
     """Parameters and running statistics; other buffers hold masks of -inf by right."""
     named: list[tuple[str, torch.Tensor]] = [*model.named_parameters()]
     named += [
         (name, buffer)
         for name, buffer in model.named_buffers()
-        if name.rpartition(".")[2] in ("running_mean", "running_var")
+        if statistics and name.rpartition(".")[2] in ("running_mean", "running_var")
     ]
     bad = [
         (name, int((~tensor.isfinite()).sum()))

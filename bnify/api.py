@@ -13,7 +13,10 @@ from torch import nn
 from bnify.accept import accept, as_plan, example_call
 from bnify.borrow import copy_model, training_possible
 from bnify.capture import Captured, free_batch, record_example, record_train
+from bnify.changes import Change
 from bnify.errors import PlanError, UsageError, VerificationError
+from bnify.folding import FoldOptions
+from bnify.folds import How, check_fold, fold_model, plan_fold
 from bnify.insertion import InsertOptions, plan_insert, reconciled, training_batch
 from bnify.measure import measure
 from bnify.optim import check_optimizer, extend_optimizer, optimizer_notes
@@ -24,6 +27,7 @@ from bnify.rewrite import (
     check_edits,
     check_fingerprint,
     initial_norms,
+    restructure,
     rewrite_graph,
     rewrite_tree,
 )
@@ -124,6 +128,7 @@ def insert(
     say = progress or (lambda _: None)
     given = None if plan is None else as_plan(plan)
     if given is not None:
+        _check_verb(given, "insert")
         _refuse_options_beside(given, options)
         check_fingerprint(model, given)
     call = example_call(model, inputs)
@@ -148,6 +153,75 @@ def insert(
         )
 
 
+def fold(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    affines: bool = False,
+    merge: bool = False,
+    partial: bool = False,
+    untie: bool = False,
+    plan: Plan | Mapping[str, Any] | str | Path | None = None,
+    emit: str = "module",
+    inplace: bool = False,
+    verify: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Result:
+    """Fold trained norms into neighbouring weights for inference, wherever the algebra is exact.
+
+    A norm with running statistics is ``y = s·x + t`` by channel. It moves backwards into the layer
+    that makes its input, or forwards into every layer that reads its result, through whatever lets
+    it pass. Every other norm is listed with the reason.
+
+    Args:
+        model: Any plain module; it is not touched unless ``inplace``. It is folded as
+            ``model.eval()`` would run it.
+        inputs: Example inputs: a tensor, a tuple of positional inputs, or a dict of keywords.
+        affines: Fold other affine maps by channel too: layer scale, input normalization, and scale
+            and shift of layer, group and rms norms, which go into the layers behind them.
+        merge: Make one layer of parallel linear branches that are summed (RepVGG, MobileOne), and
+            of two linear layers in a row, where the result is no larger.
+        partial: Where only some inputs of a concatenation can take a norm, let a scale and shift
+            stay for the others.
+        untie: Give a layer that runs several times with different norms a weight for each; needs
+            ``emit="graph"``, or a module that is registered under several names.
+        plan: Carry out this plan (or its JSON data, or a file with it) instead of making one.
+        emit: ``"module"``: the user's own module tree. ``"graph"``: an ``fx.GraphModule`` for
+            inference, in which norms can go that are written out in a forward.
+        inplace: Edit this model instead of a copy.
+        verify: Measure the result before it is returned. A fold that fails is undone and reported.
+        progress: Called with a few words at each stage.
+
+    Returns:
+        The folded model in eval mode with plan, recording and verification.
+
+    Raises:
+        UsageError: An option that cannot be right.
+        PlanError: A plan for another model, or one that cannot be carried out.
+        CaptureError: The forward pass cannot be recorded.
+        WeightsError: A weight is not finite.
+        VerificationError: The result was measured and found wrong; the model is untouched.
+    """
+    options = FoldOptions(affines=affines, merge=merge, partial=partial, untie=untie, emit=emit)
+    options.check(inplace=inplace)
+    accept(model, statistics=False)
+    given = None if plan is None else as_plan(plan)
+    if given is not None:
+        _check_verb(given, "fold")
+        _refuse_options_beside(given, options)
+    how = How(inplace=inplace, verify=verify, say=progress or (lambda _: None))
+    with training_possible():
+        return fold_model(model, example_call(model, inputs), options, given, how)
+
+
+def plan_for_fold(model: nn.Module, inputs: Inputs, **options: Any) -> Plan:
+    """What :func:`fold` would do with these options: recorded and planned, nothing changed."""
+    chosen = FoldOptions(**options)
+    chosen.check()
+    accept(model, statistics=False)
+    return plan_fold(record_example(model, example_call(model, inputs), borrow=True), chosen)
+
+
 def plan(model: nn.Module, inputs: Inputs, **options: Any) -> Plan:
     """What :func:`insert` would do with these options: recorded and planned, nothing changed."""
     for name in ("include", "exclude", "only"):
@@ -168,9 +242,13 @@ def check(model: nn.Module, plan: Plan, inputs: Inputs | None = None) -> None:
     Raises:
         PlanError: The plan is for another model, or one of its edits cannot be done.
     """
-    accept(model)
+    accept(model, statistics=plan.verb != "fold")
+    call = _inputs(model, plan, inputs)
+    if plan.verb == "fold":
+        check_fold(model, call, plan)
+        return
     check_fingerprint(model, plan)
-    check_edits(record_example(model, _inputs(model, plan, inputs)), plan)
+    check_edits(record_example(model, call), plan)
 
 
 def apply(
@@ -200,10 +278,14 @@ def apply(
         VerificationError: The result was measured and found wrong.
     """
     plan = as_plan(plan)
-    accept(model)
-    check_optimizer(optimizer, model, inplace=inplace)
+    accept(model, statistics=plan.verb != "fold")
     check_fingerprint(model, plan)
     call = _inputs(model, plan, inputs)
+    if plan.verb == "fold":
+        options = FoldOptions.of(plan)
+        with training_possible():
+            return fold_model(model, call, options, plan, How(inplace=inplace, verify=verify))
+    check_optimizer(optimizer, model, inplace=inplace)
     with training_possible():
         captured = record_example(model, call)
         return _carry_out(
@@ -288,7 +370,14 @@ def _inputs(model: nn.Module, plan: Plan, inputs: Inputs | None) -> Call:
     return draw(plan.call, plan.inputs).to(device=device)
 
 
-def _refuse_options_beside(plan: Plan, options: InsertOptions) -> None:
+def _check_verb(plan: Plan, verb: str) -> None:
+    if plan.verb != verb:
+        raise PlanError(
+            f"this is a plan to {plan.verb}, not to {verb}", hint=f"bnify.{plan.verb}(plan=...)"
+        )
+
+
+def _refuse_options_beside(plan: Plan, options: InsertOptions | FoldOptions) -> None:
     """A plan has its options; others beside it would be ignored."""
     given = {k: v for k, v in options.to_dict().items() if plan.options.get(k) != v}
     if given:
@@ -373,9 +462,11 @@ def _failed(result: Result, verification: Verification) -> VerificationError:
     )
 
 
-def _rebuild(model: nn.Module, plan: Plan) -> nn.Module:
+def _rebuild(model: nn.Module, plan: Plan, structure: Sequence[Change] = ()) -> nn.Module:
     """Carry out a plan for its structure only; the weights come from a folder."""
     check_fingerprint(model, plan)
+    if plan.verb == "fold":
+        return restructure(model, structure)
     reset = replace(plan, edits=tuple(replace(e, init="reset") for e in plan.edits))
     return rewrite_tree(model, reset, initial_norms(model, reset))
 

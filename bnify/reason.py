@@ -7,7 +7,10 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a layer is left alone. The order of precedence is that of ``bnify.insertion.rules``."""
+    """Why a layer is left alone.
+
+    Those of insertion come first, in the order of precedence of ``bnify.insertion.rules``.
+    """
 
     EXCLUDED = "excluded"
     NEVER_CALLED = "never-called"
@@ -27,6 +30,24 @@ class Reason(StrEnum):
     PRE_NORM = "pre-norm"
     TOKEN_LAYER = "token-layer"
     FUNCTIONAL_ACTIVATION = "functional-activation"
+
+    # Folding.
+    BATCH_STATISTICS = "batch-statistics"
+    BAD_STATISTICS = "bad-statistics"
+    EXTRA_COMPUTATION = "extra-computation"
+    HOOK_ON_NORM = "hook-on-norm"
+    IN_FORWARD = "in-forward"
+    ANOTHER_CONSUMER = "another-consumer"
+    VALUE_IS_OUTPUT = "value-is-output"
+    SHARED_LAYER = "shared-layer"
+    COMPUTED_WEIGHT = "computed-weight"
+    WRONG_AXIS = "wrong-axis"
+    PADDED_FORWARD = "padded-forward"
+    PADDED_CONSTANT = "padded-constant"
+    NONLINEARITY_BETWEEN = "nonlinearity-between"
+    NO_ABSORBER = "no-absorber"
+    NOT_PLANNED = "not-planned"
+    VERIFICATION_FAILED = "verification-failed"
 
     @property
     def sentence(self) -> str:
@@ -55,4 +76,20 @@ _SENTENCES: Mapping[Reason, str] = {
     "it",
     Reason.NO_BATCH_AXIS: "the layer runs on a value without a batch axis",
     Reason.COMPLEX_VALUES: "the layer computes complex values, and norms are for real ones",
+    Reason.BATCH_STATISTICS: "its statistics are those of the values at hand, in eval mode too",
+    Reason.BAD_STATISTICS: "its statistics give no finite scale and shift",
+    Reason.EXTRA_COMPUTATION: "the norm's module computes more than the norm",
+    Reason.HOOK_ON_NORM: "a hook on the norm would see other values",
+    Reason.IN_FORWARD: "it is written out in a forward, which only emit='graph' can drop",
+    Reason.ANOTHER_CONSUMER: "somebody else reads the value as well",
+    Reason.VALUE_IS_OUTPUT: "the value is an output of the model",
+    Reason.SHARED_LAYER: "the layer is called more than once, and not always for this norm",
+    Reason.COMPUTED_WEIGHT: "the weight is computed at every call and cannot be baked in",
+    Reason.WRONG_AXIS: "the norm's channels are not those of the layer",
+    Reason.PADDED_FORWARD: "the next convolution pads with zeros, which the shift would have to be",
+    Reason.PADDED_CONSTANT: "a padded constant is not the same in every channel",
+    Reason.NONLINEARITY_BETWEEN: "something nonlinear stands between the norm and every layer",
+    Reason.NO_ABSORBER: "no layer beside the norm can take it",
+    Reason.NOT_PLANNED: "the plan that is carried out does not fold it",
+    Reason.VERIFICATION_FAILED: "folded, measured, found wrong and undone",
 }

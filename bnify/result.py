@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from bnify.changes import Change
 from bnify.borrow import copy_model, evaluating, seeded
 from bnify.errors import PlanError
 from bnify.layers import (
@@ -33,24 +34,35 @@ class Result:
 
     Attributes:
         model: What to use from now on.
-        graph: The rewritten recording of one eval-mode forward pass, a GraphModule on its own
-            copies of the tensors. Its inputs are the tensors of the call, flat and in order.
         plan: What was done, and why not elsewhere.
         verification: What was measured; None with ``verify=False``.
         call: The example inputs.
         source: What is known of where the model came from: SPEC, arguments, hashes, seed.
         before: The module tree before the rewrite, as text.
         files: What :meth:`save` wrote, by role.
+        structure: How a fold changed the module tree; empty after an insertion.
     """
 
     model: nn.Module
-    graph: fx.GraphModule
+    _graph: fx.GraphModule | Callable[[], fx.GraphModule]
     plan: Plan
     verification: Verification | None
     call: Call
     source: Mapping[str, Any] = field(default_factory=dict)
     before: str = ""
     files: dict[str, str] = field(default_factory=dict)
+    structure: tuple[Change, ...] = ()
+
+    @property
+    def graph(self) -> fx.GraphModule:
+        """The rewritten recording of one eval-mode forward pass, on its own copies of the tensors.
+
+        Its inputs are the tensors of the call, flat and in order. A fold builds it when it is
+        first asked for.
+        """
+        if not isinstance(self._graph, fx.GraphModule):
+            self._graph = self._graph()
+        return self._graph
 
     @property
     def passed(self) -> bool | None:

@@ -71,6 +71,8 @@ class Captured:
         custom_gradients: Whether an ``autograd.Function`` ran, whose gradients a replay, which
             differentiates its operators, need not have.
         composite: Whether composite operators arrived whole (recorded below autograd).
+        kept: Values of the pass that the model keeps in an attribute, and its name.
+        outputs: The tensors that the recorded pass returned.
         notes: What a recording cannot know, in sentences.
     """
 
@@ -85,6 +87,8 @@ class Captured:
     unreplayable: str = ""
     composite: bool = True
     custom_gradients: bool = False
+    kept: Mapping[fx.Node, str] = field(default_factory=dict)
+    outputs: tuple[Tensor, ...] = ()
     notes: list[str] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -11,22 +11,23 @@ from bnify.errors import CaptureError
 from bnify.structure import Call
 
 
-def record_example(model: nn.Module, call: Call) -> Captured:
+def record_example(model: nn.Module, call: Call, *, borrow: bool = False) -> Captured:
     """Record eval mode at batch 2 or more: at 1, axes cannot be told apart.
 
-    A single sample gets a second one, drawn at random where the model takes that.
+    A single sample gets a second one, drawn at random where the model takes that. ``borrow`` as in
+    :func:`record`.
 
     Raises:
         CaptureError: forward() raised.
     """
     if call.batch != 1:
-        return record(model, call)
+        return record(model, call, borrow=borrow)
     for grown in (call.grown(2, seed=1), call.resized(2)):
         try:
-            return record(model, grown)
+            return record(model, grown, borrow=borrow)
         except CaptureError:  # perhaps a random sample is no valid one
             continue
-    captured = record(model, call)
+    captured = record(model, call, borrow=borrow)
     captured.notes.append("the model runs at batch size 1 only: recorded at 1")
     return captured
 
@@ -48,7 +49,9 @@ def free_batch(captured: Captured) -> list[str]:
     if size is None:
         return []
     try:
-        others = [record(captured.model, captured.call.resized(size + n)) for n in (1, 3)]
+        others = [
+            record(captured.model, captured.call.resized(size + n), borrow=True) for n in (1, 3)
+        ]
     except CaptureError:
         why: str | None = f"the model runs at batch size {size} only"
     else:

@@ -127,6 +127,9 @@ def functionalise(graph: fx.Graph) -> int:
             continue
         node.target = replacement
         node.meta["writes"] = ()
+        node.meta["inplace"] = True  # in the model it still is
+        for n in older:
+            n.meta["overwritten"] = True
         rewritten += 1
         # From here on the result has memory of its own, and so have its views.
         fresh = max(groups) + 1

@@ -72,17 +72,19 @@ def tensor_names(model: nn.Module) -> tuple[dict[int, list[str]], dict[int, Tens
 _BATCH_STATISTICS = ("aten::batch_norm", "aten::native_batch_norm", "aten::instance_norm")
 
 
-def writes_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[fx.Node, ...]:
-    """The nodes whose memory the operator writes, from its schema."""
-    written: list[fx.Node] = []
+def writes_of(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kind: type[Any] = fx.Node
+) -> tuple[Any, ...]:
+    """The nodes (or tensors, by ``kind``) whose memory the operator writes, from its schema."""
+    written: list[Any] = []
     for index, argument in enumerate(func._schema.arguments):
         info = argument.alias_info
         if info is None or not info.is_write:
             continue
         value = args[index] if index < len(args) else kwargs.get(argument.name)
         values = value if isinstance(value, (list, tuple)) else [value]
-        written.extend(v for v in values if isinstance(v, fx.Node))
+        written.extend(v for v in values if isinstance(v, kind))
     # batch_norm's schema does not say that training updates the running statistics.
     if func._schema.name in _BATCH_STATISTICS and args[5]:
-        written.extend(v for v in args[3:5] if isinstance(v, fx.Node))
+        written.extend(v for v in args[3:5] if isinstance(v, kind))
     return tuple(written)

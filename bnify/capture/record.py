@@ -22,10 +22,10 @@ from bnify.capture.passes import (
     shapes_to_constants,
     stop_gradients,
 )
-from bnify.capture.recorder import Recorder
+from bnify.capture.recorder import BorrowedWriteError, Recorder
 from bnify.errors import CaptureError
 from bnify.layers import without_synchronisation
-from bnify.structure import Call, Inputs, as_call
+from bnify.structure import Call, Inputs, as_call, outputs_of
 
 
 def record(
@@ -37,6 +37,7 @@ def record(
     seed: int = 0,
     clean: bool = True,
     wide: bool = False,
+    borrow: bool = False,
 ) -> Captured:
     """Record one forward pass of a copy of the model; the model itself is not touched.
 
@@ -48,14 +49,19 @@ def record(
         seed: Random state of the pass.
         clean: Run the clean-up passes (shape-only readers, functionalisation).
         wide: The model is a float64 copy: record casts to other floating-point types as float64.
+        borrow: Run on the parameters themselves instead of copies, where forward does not write to
+            them: no time and no memory for copies.
 
     Raises:
         CaptureError: forward() raised; the message has its last line in the user's code.
     """
     call = as_call(inputs)
-    attempts = (True, False)  # below autograd; else plain no_grad, where composites are split
-    for below in attempts:
-        working = without_synchronisation(_fake_copy(model) if fake else copy_model(model))
+    # Below autograd; else plain no_grad, where composites are split.
+    attempts = [(True, borrow), (False, borrow)]
+    while attempts:
+        below, borrowed = attempts.pop(0)
+        working = _fake_copy(model) if fake else _copy(model, borrowed=borrowed)
+        working = without_synchronisation(working)
         arguments = _fake_call(call, working) if fake else call.clone()
         gradients = train and below
         recorder = Recorder(
@@ -64,6 +70,7 @@ def record(
             original=model,
             wide=wide,
             differentiates=gradients,
+            borrowed=borrowed,
         )
         try:
             with (
@@ -73,12 +80,16 @@ def record(
                 recorder.recording(),
             ):
                 output = arguments(working)
+        except BorrowedWriteError:  # nothing was written: again, on copies
+            attempts.insert(0, (below, False))
+            continue
         except CaptureError:  # ours: another attempt would end in the same
             raise
         except Exception as error:  # forward() is user code
             if below:
                 continue
             raise _failure(model, error) from error
+        results = tuple(t.detach() for _, t in outputs_of(output))
         with torch.no_grad():
             recorder.finish(output)
         break
@@ -94,11 +105,13 @@ def record(
         unreplayable=recorder.unreplayable,
         composite=below,
         custom_gradients=recorder.custom_gradients,
+        kept=dict(recorder.kept()),
+        outputs=results,
     )
     captured.notes.extend(_unknown(captured))
     captured.notes.extend(
         f"the model keeps {name} of its forward pass: who reads it elsewhere is not seen"
-        for name in recorder.kept()
+        for name in captured.kept.values()
     )
     if clean:
         shapes_to_constants(captured.graph)
@@ -107,6 +120,21 @@ def record(
         stop_gradients(captured.graph)
         detach_updates(captured.graph)
     return captured
+
+
+def _copy(model: nn.Module, *, borrowed: bool) -> nn.Module:
+    """A copy of the model; with ``borrowed`` its parameters are other objects on the same memory.
+
+    Exchanging their memory (``p.data = ...``) then does not reach the user's model.
+    """
+    if not borrowed:
+        return copy_model(model)
+    replaced = {
+        id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad)
+        for p in model.parameters()
+        if type(p) is nn.Parameter
+    }
+    return copy_model(model, replaced)
 
 
 @contextmanager

@@ -49,6 +49,10 @@ _SCALARS = {
 _SILENT = frozenset({"prim", "profiler"})
 
 
+class BorrowedWriteError(CaptureError):
+    """An operator would have written to a parameter of the user's."""
+
+
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes every operator that runs under it into ``graph``.
 
@@ -58,6 +62,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         original: The model that ``model`` is a copy of; reaching for its tensors is an error.
         wide: Record casts to other floating-point types as casts to float64.
         differentiates: Gradients are on outside of what the model itself runs without them.
+        borrowed: The parameters are the user's own memory: nobody may write to them.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         original: nn.Module | None = None,
         wide: bool = False,
         differentiates: bool = False,
+        borrowed: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._wide = wide
@@ -88,6 +94,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storages: dict[int, list[Tensor]] = {}
         for key, tensor in self._owned.items():
             self._storages.setdefault(self._homes[key], []).append(tensor)
+        self._untouchable = (
+            {self._homes[id(p)] for p in model.parameters()} if borrowed else frozenset[int]()
+        )
         self._bound: dict[fx.Node, int] = {}
         self._latest: dict[Any, fx.Node] = {}
         self._model = model
@@ -130,6 +139,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         recorded = tuple(map_tensors(self.node_of, tuple(args)))
         options = map_tensors(self.node_of, dict(kwargs))
         groups = {self._memory(t): self._group(t) for t in sources}
+        if self._untouchable and func._schema.is_mutable:
+            self._check_untouched(func, args, kwargs)
         result = func(*args, **kwargs)
         name = func._schema.name
         if name in _SCALARS:
@@ -151,6 +162,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._without_gradient(node)
         self._bind(node, result, groups)
         return result
+
+    def _check_untouched(self, func: Any, args: Any, kwargs: Any) -> None:
+        written: Any = writes_of(func, args, kwargs, Tensor)
+        if any(self._memory(tensor) in self._untouchable for tensor in written):
+            raise BorrowedWriteError(f"forward() writes to a parameter ({func._schema.name})")
 
     def _without_gradient(self, node: fx.Node) -> None:
         """Note an operator under ``no_grad``, or in the forward of an ``autograd.Function``."""
@@ -327,13 +343,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for hook in hooks:
                 hook.remove()
 
-    def kept(self) -> Iterator[str]:
-        """Attributes in which the model keeps values of this pass."""
+    def kept(self) -> Iterator[tuple[fx.Node, str]]:
+        """Values of this pass that the model keeps, with the attribute it keeps them in."""
         for path, module in self._model.named_modules():
             for name, value in vars(module).items():
                 node = self._nodes.get(value) if isinstance(value, Tensor) else None
                 if node is not None and node.op == "call_function":
-                    yield f"{path}.{name}" if path else name
+                    yield node, f"{path}.{name}" if path else name
 
     def finish(self, output: Any) -> None:
         """Write the model's return value as the graph's output."""

@@ -114,7 +114,7 @@ def _size_node(captured: Captured) -> fx.Node:
     source = next(node for node in placeholders if node.meta["shape"])
     with captured.graph.inserting_after(placeholders[-1]):
         node = captured.graph.call_function(torch.ops.aten.sym_size.int, (source, 0))
-    node.meta.update(shape=None, module="", writes=())
+    node.meta.update(shape=None, module="", writes=(), number=captured.call.batch)
     return node
 
 
@@ -125,8 +125,9 @@ def _writer(graph: fx.Graph, batch: fx.Node) -> Callable[[int, int], fx.Node]:
         node = batch
         for function, number, neutral in ((operator.mul, q, 1), (operator.add, r, 0)):
             if number != neutral:
+                value = function(node.meta["number"], number)
                 node = graph.call_function(function, (node, number))
-                node.meta.update(shape=None, module="", writes=())
+                node.meta.update(shape=None, module="", writes=(), number=value)
         return node
 
     return write

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bnify.atomic import moved_aside
+from bnify.changes import Change
 from bnify.errors import SpecError
 from bnify.plan import Plan
 from bnify.saved.state import State, read_tensors
@@ -33,6 +34,7 @@ class SavedFolder:
         directory: The folder.
         spec: Where the model came from; None when it was saved from a live model.
         plan: The plan.
+        structure: How a fold changed the module tree.
         verified: True, False (kept with --keep-failed), None (never verified).
         versions: Versions it was written with.
         hashes: SHA-256 of weights, ONNX file and the checkpoint; the plan's model digest.
@@ -43,6 +45,7 @@ class SavedFolder:
     directory: Path
     spec: dict[str, Any] | None
     plan: Plan
+    structure: tuple[Change, ...] = ()
     verified: bool | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
@@ -88,6 +91,7 @@ def read(directory: str | Path) -> SavedFolder:
         directory=folder,
         spec=data.get("spec"),
         plan=Plan.from_dict(data.get("plan")),
+        structure=tuple(Change.from_dict(change) for change in data.get("structure", ())),
         verified=data.get("verified"),
         versions=data.get("versions", {}),
         hashes=data.get("hashes", {}),

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
+from bnify.changes import Change
 from bnify.environment import file_sha256
 from bnify.errors import SpecError
 from bnify.plan import Plan
 from bnify.saved.folder import WEIGHTS, SavedFolder, read
 from bnify.saved.state import restore
 
+Rebuild: TypeAlias = Callable[[nn.Module, Plan, Sequence[Change]], nn.Module]
+
 
 def load(
     directory: str | Path,
     model: nn.Module | None = None,
     *,
-    apply: Callable[[nn.Module, Plan], nn.Module],
+    apply: Rebuild,
 ) -> nn.Module:
     """Rebuild a saved model: the SPEC gives the code, the plan the norms, the folder the weights.
 
@@ -29,7 +32,8 @@ def load(
     Args:
         directory: A folder written by :func:`save`.
         model: A fresh instance of the model; needed when it was saved from a live one.
-        apply: Applies a plan to a model and gives the rewritten model.
+        apply: Applies a plan, and the structural changes of a fold, to a model and gives the
+            rewritten model.
 
     Returns:
         The model in eval mode, on the CPU.
@@ -44,7 +48,7 @@ def load(
         warnings.warn(f"{folder.directory} failed its verification when it was kept", stacklevel=3)
     if model is None:
         model = _build(folder, apply)
-    rewritten = apply(model, folder.plan)
+    rewritten = apply(model, folder.plan, folder.structure)
     state = folder.state()
     if file_sha256(folder.directory / WEIGHTS) != folder.hashes.get("weights"):
         warnings.warn(
@@ -54,7 +58,7 @@ def load(
     return rewritten.eval()
 
 
-def _build(folder: SavedFolder, apply: Callable[[nn.Module, Plan], nn.Module]) -> nn.Module:
+def _build(folder: SavedFolder, apply: Rebuild) -> nn.Module:
     """A fresh instance of the model that a folder's SPEC names."""
     spec = folder.spec
     if not spec:

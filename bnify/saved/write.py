@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from bnify.atomic import write_text, written_folder
 from bnify.borrow import copy_model, seeded
+from bnify.changes import Change
 from bnify.environment import environment, file_sha256
-from bnify.errors import ExportError, VerificationError
+from bnify.errors import ExportError, PlanError, VerificationError
 from bnify.plan import Plan
 from bnify.saved.folder import ONNX, OURS, RECIPE, REPORT, SCHEMA, WEIGHTS
 from bnify.saved.state import state_of, write_tensors
@@ -34,6 +35,7 @@ class Savable(Protocol):
     plan: Plan
     verification: Verification | None
     source: Mapping[str, Any]
+    structure: tuple[Change, ...]
     files: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,12 +94,18 @@ def write(
         batches: How many of them at most.
 
     Raises:
+        PlanError: The result is a graph, which a folder cannot hold.
         UsageError: The folder exists, or holds files that bnify did not write.
         ExportError: The export failed; nothing is written.
         VerificationError: The exported file does not compute what the model computes.
         OutputError: The disk is full or read-only.
     """
     target = Path(directory)
+    if isinstance(result.model, fx.GraphModule):
+        raise PlanError(
+            "a folder holds a module tree, and emit='graph' gives a graph",
+            hint="save result.model with bnify.export, or fold with emit='module'",
+        )
     with written_folder(target, force=force, ours=OURS) as folder:
         state = state_of(result.model)
         write_tensors(state.tensors, folder / WEIGHTS)
@@ -132,6 +140,7 @@ def write(
             "schema": SCHEMA,
             "spec": _portable(result.source, target),
             "plan": result.plan.to_dict(),
+            "structure": [change.to_dict() for change in result.structure],
             "verified": None if verdict is None else verdict.passed,
             "aliases": state.aliases,
             "extra": state.extra,

@@ -166,10 +166,16 @@ def move_one_ulp(model: nn.Module) -> None:
                 parameter.mul_(1 + signs * torch.finfo(parameter.dtype).eps)
 
 
-def one_ulp_noise(bench: Bench, model: nn.Module, call: Call, *, train: bool = False) -> float:
-    """How far outputs move when every weight moves by one unit in the last place at random."""
+def moved_by_one_ulp(model: nn.Module) -> nn.Module:
+    """A copy whose every weight is one unit in the last place away, up or down at random."""
     moved = copy_model(model)
     move_one_ulp(moved)
+    return moved
+
+
+def one_ulp_noise(bench: Bench, model: nn.Module, call: Call, *, train: bool = False) -> float:
+    """How far outputs move when every weight moves by one unit in the last place at random."""
+    moved = moved_by_one_ulp(model)
     return distance(
         bench.outputs(moved, call, train=train), bench.outputs(model, call, train=train)
     )[0]

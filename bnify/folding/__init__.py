@@ -1,0 +1,6 @@
+"""FOLD: norms move through a recording until a linear layer absorbs them."""
+
+from bnify.folding.engine import BACKWARD, FORWARD, MERGE, Folded, fold_graph
+from bnify.folding.options import FoldOptions
+
+__all__ = ["BACKWARD", "FORWARD", "MERGE", "FoldOptions", "Folded", "fold_graph"]

@@ -1,0 +1,271 @@
+"""The straight line of a fold: capture, fold, rewrite, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from bnify.borrow import copy_model
+from bnify.capture import Captured, free_batch, record_example
+from bnify.errors import PlanError, VerificationError
+from bnify.fingerprint import fingerprint
+from bnify.folding import Folded, FoldOptions, fold_graph
+from bnify.plan import Edit, Plan, Skip
+from bnify.reason import Reason
+from bnify.refold import Refolded
+from bnify.result import Result
+from bnify.rewrite import check_fingerprint, fold_tree, folded_module
+from bnify.structure import Call, describe
+from bnify.verdict import Verification
+from bnify.verification.folding import Delivered, verify_fold
+
+#: How often a fold that fails its verification is undone in part and tried again.
+_ROUNDS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """What a fold is to be like beyond its plan."""
+
+    inplace: bool = False
+    verify: bool = True
+    say: Callable[[str], None] = lambda _: None
+
+
+def plan_fold(captured: Captured, options: FoldOptions) -> Plan:
+    """What a fold with these options does; nothing is changed."""
+    return _plan(captured, options, fold_graph(captured, options))
+
+
+def fold_model(
+    model: nn.Module,
+    call: Call,
+    options: FoldOptions,
+    plan: Plan | None,
+    how: How,
+) -> Result:
+    """Fold a model that has been accepted.
+
+    Raises:
+        PlanError: The plan is for another model, or one of its edits cannot be done.
+        VerificationError: The result was measured and found wrong.
+    """
+    if plan is not None:
+        check_fingerprint(model, plan)
+        options = FoldOptions.of(plan)
+    how.say("recording")
+    captured = record_example(model, call, borrow=True)
+    how.say("folding")
+    folded = _planned(captured, options, plan)
+    verification = None
+    if how.verify:
+        how.say("verifying")
+        folded, verification = _verified(model, captured, options, folded, how)
+    made = _plan(captured, options, folded)
+    if model.training:
+        made = made.with_notes("the model came in train mode; the folded one is in eval mode")
+    return _deliver(model, captured, options, folded, made, verification, how)
+
+
+def check_fold(model: nn.Module, call: Call, plan: Plan) -> None:
+    """Refuse a plan that cannot be carried out on this model.
+
+    Raises:
+        PlanError: The plan is for another model, or one of its edits cannot be done.
+    """
+    check_fingerprint(model, plan)
+    _planned(record_example(model, call, borrow=True), FoldOptions.of(plan), plan)
+
+
+# -- the stages -----------------------------------------------------------------------------------
+
+
+def _planned(captured: Captured, options: FoldOptions, plan: Plan | None) -> Folded:
+    """Fold as a plan says, or what can be.
+
+    Raises:
+        PlanError: An edit of the plan cannot be done.
+    """
+    if plan is None:
+        return fold_graph(captured, options)
+    folded = fold_graph(captured, options, only={edit.layer: edit for edit in plan.edits})
+    check_same(plan.edits, folded)
+    return folded
+
+
+def check_same(edits: tuple[Edit, ...], folded: Folded) -> None:
+    """Refuse if a fold is not the one that was planned.
+
+    Raises:
+        PlanError: The first edit that differs, with the reason.
+    """
+    found = {edit.layer: edit for edit in folded.edits}
+    left = {skip.layer: skip for skip in folded.skips}
+    for edit in edits:
+        got = found.get(edit.layer)
+        if got is not None and (got.kind, got.into) == (edit.kind, edit.into):
+            continue
+        why = "the forward pass runs no such norm"
+        if got is not None:
+            why = f"it would go by {got.kind} into {', '.join(got.into)}"
+        elif edit.layer in left:
+            skip = left[edit.layer]
+            why = ": ".join(filter(None, (skip.reason.sentence, skip.detail)))
+        raise PlanError(
+            f"the plan's edit of {edit.layer or 'the root'} cannot be done: {why}",
+            hint="take the edit out of the plan, or make the plan again",
+        )
+
+
+def _plan(captured: Captured, options: FoldOptions, folded: Folded) -> Plan:
+    model = captured.model
+    skeleton, specs = describe(captured.call, model)
+    return Plan(
+        verb="fold",
+        edits=folded.edits,
+        skips=folded.skips,
+        fingerprint=fingerprint(model),
+        call=skeleton,
+        inputs=specs,
+        options=options.to_dict(),
+        notes=(*captured.notes, *folded.notes),
+    )
+
+
+def _verified(
+    model: nn.Module, captured: Captured, options: FoldOptions, folded: Folded, how: How
+) -> tuple[Folded, Verification]:
+    """Measure a fold; what fails is undone, reported and measured again.
+
+    Raises:
+        VerificationError: What is left fails too.
+    """
+    undone: dict[str, Skip] = {}
+    for _ in range(_ROUNDS):
+        verification = _measure(model, captured, options, folded)
+        if verification.passed or not folded.edits:
+            return folded, verification
+        guilty = _guilty(model, captured, options, folded)
+        if not guilty:
+            break
+        how.say(f"undoing {len(guilty)} folds that fail")
+        undone |= guilty
+        wanted = {e.layer: e for e in folded.edits if e.layer not in undone}
+        folded = fold_graph(captured, options, only=wanted, without=undone)
+    raise _failed(model, captured, options, folded, verification)
+
+
+def _measure(
+    model: nn.Module, captured: Captured, options: FoldOptions, folded: Folded
+) -> Verification:
+    """The verdict on one fold: on float64 copies, and on the result in its own dtype."""
+    again = Refolded(model, captured.call, options, folded)
+    if options.as_graph:
+        delivered: nn.Module = folded_module(captured, folded.graph, folded.changes)
+    else:
+        delivered = fold_tree(copy_model(model), folded.changes)
+    return verify_fold(again, Delivered(delivered, captured, as_graph=options.as_graph))
+
+
+def _guilty(
+    model: nn.Module, captured: Captured, options: FoldOptions, folded: Folded
+) -> dict[str, Skip]:
+    """The edits that fail by themselves, found by halving."""
+
+    def fails(edits: tuple[Edit, ...]) -> bool:
+        wanted = {edit.layer: edit for edit in edits}
+        some = fold_graph(captured, options, only=wanted)
+        try:
+            return not _measure(model, captured, options, some).passed
+        except PlanError:
+            return True
+
+    def search(edits: tuple[Edit, ...]) -> list[Edit]:
+        if not fails(edits):
+            return []
+        if len(edits) == 1:
+            return list(edits)
+        middle = len(edits) // 2
+        return search(edits[:middle]) + search(edits[middle:])
+
+    found = search(folded.edits)
+    return {
+        edit.layer: Skip(
+            layer=edit.layer,
+            reason=Reason.VERIFICATION_FAILED,
+            detail=f"{edit.kind} into {', '.join(edit.into)}",
+        )
+        for edit in found
+    }
+
+
+def _failed(
+    model: nn.Module,
+    captured: Captured,
+    options: FoldOptions,
+    folded: Folded,
+    verification: Verification,
+) -> VerificationError:
+    plan = _plan(captured, options, folded)
+    how = How(inplace=False)
+    result = _deliver(model, captured, options, folded, plan, verification, how)
+    check = next((c for c in verification.checks if c.passed is False), None)
+    what = "nothing could be decided" if check is None else f"{check.name}: {check.detail}"
+    if check is not None and check.error is not None and check.threshold is not None:
+        what = f"{check.name}: error {check.error:.1e}, allowed {check.threshold:.0e}"
+    return VerificationError(
+        f"the fold was measured and found wrong ({what})",
+        hint="look at the checks of error.result.verification; try other example inputs",
+        result=result,
+    )
+
+
+def _deliver(
+    model: nn.Module,
+    captured: Captured,
+    options: FoldOptions,
+    folded: Folded,
+    plan: Plan,
+    verification: Verification | None,
+    how: How,
+) -> Result:
+    """The result: a folded copy, or the model itself."""
+    before = str(model)
+    if options.as_graph:
+        notes = free_batch(captured)
+        symbolic = _again(captured, options, folded)
+        built = folded_module(captured, symbolic.graph, symbolic.changes)
+        return Result(
+            built, built, plan.with_notes(*notes), verification, captured.call, before=before
+        )
+    result_model = model if how.inplace else copy_model(model)
+    fold_tree(result_model, folded.changes)
+    tree = tuple(folded.changes.tree)
+
+    def graph() -> fx.GraphModule:
+        if how.inplace:  # the original is gone: the batch stays as it was recorded
+            return folded_module(captured, folded.graph, folded.changes, result_model)
+        free_batch(captured)
+        again = _again(captured, options, folded)
+        return folded_module(captured, again.graph, again.changes, result_model)
+
+    return Result(
+        result_model,
+        graph,
+        plan,
+        verification,
+        captured.call,
+        before=before,
+        structure=tree,
+    )
+
+
+def _again(captured: Captured, options: FoldOptions, folded: Folded) -> Folded:
+    """The same fold on the recording with its batch made symbolic."""
+    wanted: Mapping[str, Edit] = {edit.layer: edit for edit in folded.edits}
+    again = fold_graph(captured, options, only=wanted)
+    check_same(folded.edits, again)
+    return again
+

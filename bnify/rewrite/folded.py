@@ -1,0 +1,242 @@
+"""REWRITE of the module tree for a fold: other weights, and something plain where norms were."""
+
+from __future__ import annotations
+
+import operator
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from bnify.borrow import own_generated_class
+from bnify.capture import Captured, tensor_at
+from bnify.changes import Change, Changes
+from bnify.errors import PlanError, SpecError
+
+
+def fold_tree(model: nn.Module, changes: Changes) -> nn.Module:
+    """Make the changes of a fold on a model, in place; it ends in eval mode."""
+    restructure(model, changes.tree)
+    with torch.no_grad():
+        for name, pending in changes.weights.items():
+            tensor = tensor_at(model, name)
+            tensor.copy_(pending.of(tensor))
+        for name, value in changes.values.items():
+            _write(model, name, value)
+    return model.eval()
+
+
+def restructure(model: nn.Module, tree: Iterable[Change]) -> nn.Module:
+    """Make the structural changes of a fold, in place; tensors that are new hold zeros.
+
+    Raises:
+        SpecError: The model has no such module: it is not the one that was folded.
+    """
+    for change in tree:
+        try:
+            _CHANGES[change.kind](model, change)
+        except (AttributeError, KeyError) as error:
+            raise SpecError(
+                f"the change {change.kind!r} of {change.path or 'the root'} does not fit: {error}",
+                hint="pass the model that was folded",
+            ) from error
+    return model
+
+
+def folded_module(
+    captured: Captured, graph: fx.Graph, changes: Changes, model: nn.Module | None = None
+) -> fx.GraphModule:
+    """The folded recording as a GraphModule on its own tensors.
+
+    Args:
+        captured: The recording that was folded.
+        graph: The folded graph.
+        changes: What its tensors become.
+        model: The folded model, whose tensors are taken where it has them.
+    """
+    tensors: dict[str, Tensor] = {}
+    for node in graph.nodes:
+        name = str(node.target)
+        if node.op != "get_attr" or name in tensors:
+            continue
+        found = None if model is None else _tensor_or_none(model, name)
+        tensors[name] = found if found is not None else _folded(captured, changes, node, name)
+    module = captured.module(graph, extra=tensors)
+    module.graph.lint()
+    return module.eval()
+
+
+def _folded(captured: Captured, changes: Changes, node: fx.Node, name: str) -> Tensor:
+    if name in captured.constants:
+        return captured.constants[name]
+    if name in changes.values:
+        old = _tensor_or_none(captured.model, name)
+        like = next(captured.model.parameters(), None) if old is None else old
+        dtype = node.meta.get("dtype") if old is None else old.dtype
+        value = changes.values[name].to(dtype=dtype)
+        return value if like is None else value.to(like.device)
+    tensor = tensor_at(captured.model, name).detach()
+    if name in changes.weights:
+        return changes.weights[name].of(tensor).to(tensor.dtype)
+    return tensor
+
+
+def _tensor_or_none(model: nn.Module, name: str) -> Tensor | None:
+    try:
+        found = tensor_at(model, name)
+    except AttributeError:
+        return None
+    return found if isinstance(found, Tensor) else None
+
+
+def _write(model: nn.Module, name: str, value: Tensor) -> None:
+    """Give a tensor of the model other values, and another shape if it has to."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    old: Tensor = getattr(owner, leaf)
+    value = value.to(device=old.device, dtype=old.dtype)
+    if old.shape == value.shape:
+        old.copy_(value)
+    else:
+        setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad))
+
+
+# -- changes of the tree ---------------------------------------------------------------------------
+
+
+def _replace(model: nn.Module, path: str, replacement: nn.Module) -> None:
+    """Put a module where another is, everywhere it is registered; hooks on results move along."""
+    old = model.get_submodule(path)
+    if old is model:
+        raise PlanError("the root itself cannot be replaced", hint="use emit='graph'")
+    for name in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+        getattr(replacement, name).update(getattr(old, name))
+    replacement.train(old.training)
+    for place, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            parent, _, leaf = place.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, replacement)
+
+
+def _identity(model: nn.Module, change: Change) -> None:
+    _replace(model, change.path, nn.Identity())
+
+
+def _children(model: nn.Module, change: Change) -> None:
+    _replace(model, change.path, _left(model, change))
+
+
+def _left(model: nn.Module, change: Change) -> nn.Module:
+    """What is left of a norm with an activation: the activation."""
+    old = model.get_submodule(change.path)
+    children = [(name, old.get_submodule(name)) for name in change.names]
+    return children[0][1] if len(children) == 1 else nn.Sequential(OrderedDict(children))
+
+
+def _shift(model: nn.Module, change: Change) -> None:
+    like = _like(model, change.path)
+    addition = plain_module("Shift", {"shift": torch.zeros(change.shape).to(like)}, operator.add)
+    if not change.names:
+        _replace(model, change.path, addition)
+        return
+    old = model.get_submodule(change.path)
+    children = [(name, old.get_submodule(name)) for name in change.names]
+    _replace(model, change.path, nn.Sequential(OrderedDict([("shift", addition), *children])))
+
+
+def _affine(model: nn.Module, change: Change) -> None:
+    like = _like(model, change.path)
+    tensors = {name: torch.zeros(change.shape).to(like) for name in ("scale", "shift")}
+    _replace(model, change.path, plain_module("Affine", tensors, operator.mul, operator.add))
+
+
+def _zero(model: nn.Module, change: Change) -> None:
+    graph = fx.Graph()
+    value = graph.placeholder("x")
+    graph.output(graph.call_method("new_zeros", (value, ())))
+    _replace(model, change.path, fx.GraphModule({}, graph, class_name="Zero"))
+
+
+def plain_module(kind: str, tensors: dict[str, Tensor], *steps: Any) -> fx.GraphModule:
+    """A module of torch alone that combines its input with one buffer after the other."""
+    root = nn.Module()
+    graph = fx.Graph()
+    value = graph.placeholder("x")
+    for (name, tensor), step in zip(tensors.items(), steps, strict=True):
+        root.register_buffer(name, tensor)
+        value = graph.call_function(step, (value, graph.create_node("get_attr", name, (), {})))
+    graph.output(value)
+    return fx.GraphModule(root, graph, class_name=kind)
+
+
+def _like(model: nn.Module, path: str) -> Tensor:
+    """A floating-point tensor of the module at ``path``, for device and dtype."""
+    module = model.get_submodule(path)
+    for tensor in (*module.parameters(), *module.buffers(), *model.parameters()):
+        if tensor.is_floating_point():
+            return tensor
+    return torch.zeros(())
+
+
+def _bias(model: nn.Module, change: Change) -> None:
+    module = model.get_submodule(change.path)
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    empty = torch.zeros(change.shape, dtype=weight.dtype, device=weight.device)
+    module.register_parameter("bias", nn.Parameter(empty, requires_grad=weight.requires_grad))
+
+
+def _bake(model: nn.Module, change: Change) -> None:
+    """Make computed weights plain: a parametrization's, or those of the older hooks."""
+    module = model.get_submodule(change.path)
+    for name in change.names:
+        if parametrize.is_parametrized(module, name):
+            # Removal edits the generated class, which deepcopy shares between models.
+            own_generated_class(module, type(module).__bases__[0])
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            continue
+        for number, hook in list(module._forward_pre_hooks.items()):
+            if getattr(hook, "name", None) == name and hasattr(hook, "remove"):
+                hook.remove(module)
+                del module._forward_pre_hooks[number]
+
+
+def _none(model: nn.Module, change: Change) -> None:
+    module = model.get_submodule(change.path)
+    for name in change.names:
+        setattr(module, name, None)
+
+
+def _constant(model: nn.Module, change: Change) -> None:
+    module: Any = model.get_submodule(change.path)
+    module.value = change.values["value"]
+
+
+def _weight(model: nn.Module, change: Change) -> None:
+    """A weight of another shape, and the attributes that go with it."""
+    module: Any = model.get_submodule(change.path)
+    old = module.weight
+    empty = torch.zeros(change.shape, dtype=old.dtype, device=old.device)
+    module.weight = nn.Parameter(empty, requires_grad=old.requires_grad)
+    for name, value in change.values.items():
+        setattr(module, name, tuple(value) if isinstance(value, list) else value)
+    if isinstance(module, nn.modules.conv._ConvNd) and not isinstance(module.padding, str):
+        module._reversed_padding_repeated_twice = [
+            size for size in reversed(module.padding) for _ in range(2)
+        ]
+
+
+_CHANGES = {
+    "identity": _identity,
+    "children": _children,
+    "shift": _shift,
+    "affine": _affine,
+    "zero": _zero,
+    "bias": _bias,
+    "bake": _bake,
+    "none": _none,
+    "constant": _constant,
+    "weight": _weight,
+}

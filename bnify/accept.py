@@ -156,7 +156,7 @@ def _refuse_nonfinite(model: nn.Module, *, statistics: bool) -> None:
     bad = [
         (name, int((~tensor.isfinite()).sum()))
         for name, tensor in named
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+        if tensor.is_floating_point() and not _finite(tensor)
     ]
     if bad:
         name, count = bad[0]
@@ -165,3 +165,8 @@ def _refuse_nonfinite(model: nn.Module, *, statistics: bool) -> None:
             f"{name} holds {count} non-finite values{more}",
             hint="load a checkpoint from before the training diverged",
         )
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite; a finite sum says so without a mask of the tensor's size."""
+    return bool(tensor.detach().sum().isfinite()) or bool(tensor.isfinite().all())

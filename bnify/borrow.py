@@ -49,6 +49,19 @@ def copy_model(model: M, replaced: Mapping[int, Any] | None = None) -> M:
     return copied
 
 
+def sharing_copy(model: M) -> M:
+    """A copy whose parameters are other objects on the same memory.
+
+    Exchanging their memory (``p.data = ...``) does not reach the original; writing to it does.
+    """
+    replaced = {
+        id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad)
+        for p in model.parameters()
+        if type(p) is nn.Parameter
+    }
+    return copy_model(model, replaced)
+
+
 def own_generated_class(module: nn.Module, base: type[nn.Module]) -> None:
     """Give a parametrized module a generated class of its own, on this base, in place.
 

@@ -13,8 +13,16 @@ from bnify.borrow import copy_model
 
 def double(model: nn.Module) -> nn.Module:
     """A float64 copy of a model: parameters, buffers and plain tensor attributes."""
+    # Parameters are widened on the way, instead of copied first.
+    wide = {
+        id(p): nn.Parameter(_widest(p.detach()).clone(), requires_grad=p.requires_grad)
+        if p.dtype is torch.float64
+        else nn.Parameter(_widest(p.detach()), requires_grad=p.requires_grad)
+        for p in model.parameters()
+        if type(p) is nn.Parameter and (p.is_floating_point() or p.is_complex())
+    }
     # Not model.double(): people give their own methods that name.
-    copied: nn.Module = nn.Module._apply(copy_model(model), _widest)  # type: ignore[no-untyped-call]
+    copied: nn.Module = nn.Module._apply(copy_model(model, wide), _widest)  # type: ignore[no-untyped-call]
     for module in copied.modules():
         for name, value in vars(module).items():
             if isinstance(value, torch.Tensor) and value.is_floating_point():

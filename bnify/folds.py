@@ -19,7 +19,7 @@ from bnify.result import Result
 from bnify.rewrite import check_fingerprint, fold_tree, folded_module
 from bnify.structure import Call, describe
 from bnify.verdict import Verification
-from bnify.verification.folding import Delivered, verify_fold
+from bnify.verification.folding import Delivered, unchanged, verify_fold
 
 #: How often a fold that fails its verification is undone in part and tried again.
 _ROUNDS = 4
@@ -59,14 +59,14 @@ def fold_model(
     captured = record_example(model, call, borrow=True)
     how.say("folding")
     folded = _planned(captured, options, plan)
-    verification = None
+    verification = delivered = None
     if how.verify:
         how.say("verifying")
-        folded, verification = _verified(model, captured, options, folded, how)
+        folded, verification, delivered = _verified(model, captured, options, folded, how)
     made = _plan(captured, options, folded)
     if model.training:
         made = made.with_notes("the model came in train mode; the folded one is in eval mode")
-    return _deliver(model, captured, options, folded, made, verification, how)
+    return _deliver(model, captured, options, folded, made, verification, how, delivered)
 
 
 def check_fold(model: nn.Module, call: Call, plan: Plan) -> None:
@@ -136,7 +136,7 @@ def _plan(captured: Captured, options: FoldOptions, folded: Folded) -> Plan:
 
 def _verified(
     model: nn.Module, captured: Captured, options: FoldOptions, folded: Folded, how: How
-) -> tuple[Folded, Verification]:
+) -> tuple[Folded, Verification, nn.Module]:
     """Measure a fold; what fails is undone, reported and measured again.
 
     Raises:
@@ -144,9 +144,9 @@ def _verified(
     """
     undone: dict[str, Skip] = {}
     for _ in range(_ROUNDS):
-        verification = _measure(model, captured, options, folded)
-        if verification.passed or not folded.edits:
-            return folded, verification
+        verification, delivered = _measure(model, captured, options, folded)
+        if verification.passed:
+            return folded, verification, delivered
         guilty = _guilty(model, captured, options, folded)
         if not guilty:
             break
@@ -159,14 +159,20 @@ def _verified(
 
 def _measure(
     model: nn.Module, captured: Captured, options: FoldOptions, folded: Folded
-) -> Verification:
-    """The verdict on one fold: on float64 copies, and on the result in its own dtype."""
+) -> tuple[Verification, nn.Module]:
+    """The verdict on one fold, and what was measured.
+
+    It is measured on float64 copies, and in the model's own dtype as it will be handed out.
+    """
+    if not folded.edits:
+        return unchanged(), copy_model(model).eval()
     again = Refolded(model, captured.call, options, folded)
     if options.as_graph:
         delivered: nn.Module = folded_module(captured, folded.graph, folded.changes)
     else:
         delivered = fold_tree(copy_model(model), folded.changes)
-    return verify_fold(again, Delivered(delivered, captured, as_graph=options.as_graph))
+    verdict = verify_fold(again, Delivered(delivered, captured, as_graph=options.as_graph))
+    return verdict, delivered
 
 
 def _guilty(
@@ -178,7 +184,7 @@ def _guilty(
         wanted = {edit.layer: edit for edit in edits}
         some = fold_graph(captured, options, only=wanted)
         try:
-            return not _measure(model, captured, options, some).passed
+            return not _measure(model, captured, options, some)[0].passed
         except PlanError:
             return True
 
@@ -230,8 +236,9 @@ def _deliver(
     plan: Plan,
     verification: Verification | None,
     how: How,
+    delivered: nn.Module | None = None,
 ) -> Result:
-    """The result: a folded copy, or the model itself."""
+    """The result: a folded copy, the one that was measured, or the model itself."""
     before = str(model)
     if options.as_graph:
         notes = free_batch(captured)
@@ -240,8 +247,11 @@ def _deliver(
         return Result(
             built, built, plan.with_notes(*notes), verification, captured.call, before=before
         )
-    result_model = model if how.inplace else copy_model(model)
-    fold_tree(result_model, folded.changes)
+    result_model = delivered if delivered is not None else copy_model(model)
+    if how.inplace:
+        result_model = model
+    if result_model is not delivered:
+        fold_tree(result_model, folded.changes)
     tree = tuple(folded.changes.tree)
 
     def graph() -> fx.GraphModule:

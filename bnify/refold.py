@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from bnify.borrow import copy_model
+from bnify.borrow import copy_model, sharing_copy
 from bnify.capture import Captured, record
 from bnify.double import double
 from bnify.errors import PlanError
@@ -41,6 +41,7 @@ class Refolded:
     ) -> None:
         self.edits = folded.edits
         self.as_graph = options.as_graph
+        self._tree: nn.Module | None = None
         self.wide, self.why_narrow = True, ""
         self.model: nn.Module = without_synchronisation(double(model)).eval()
         self.call = call.to(dtype=torch.float64).clone()
@@ -71,10 +72,15 @@ class Refolded:
 
     def tree(self) -> nn.Module:
         """The folded model, or the folded recording where that is the result."""
-        if self.as_graph:
-            return self.graph()
-        return fold_tree(copy_model(self.model), self.folded.changes)
+        if self._tree is None:
+            self._tree = (
+                folded_module(self.captured, self.folded.graph, self.folded.changes, own=False)
+                if self.as_graph
+                else fold_tree(sharing_copy(self.model), self.folded.changes, shared=True)
+            )
+        return self._tree
 
     def graph(self) -> fx.GraphModule:
-        """The folded recording."""
-        return folded_module(self.captured, self.folded.graph, self.folded.changes)
+        """The folded recording, on the tensors of the folded model."""
+        changes = self.folded.changes
+        return folded_module(self.captured, self.folded.graph, changes, self.tree(), own=False)

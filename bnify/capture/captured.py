@@ -100,12 +100,15 @@ class Captured:
             for name in (str(node.target),)
         }
 
-    def module(self, graph: fx.Graph | None = None, extra: Any = None) -> fx.GraphModule:
+    def module(
+        self, graph: fx.Graph | None = None, extra: Any = None, *, own: bool = True
+    ) -> fx.GraphModule:
         """A GraphModule of the recording (or of a rewritten graph) on its own copies.
 
         Args:
             graph: The graph to build; the recording itself when None.
             extra: Tensors by name that a rewritten graph reads and the recording does not.
+            own: Copy the tensors; else the module reads those that there are.
 
         Raises:
             CaptureError: The recording cannot be run again.
@@ -127,7 +130,7 @@ class Captured:
                 else:
                     source = tensor_at(self.model, name)
                 sources[node.target] = source
-        root = _own_copies(sources)
+        root = _own_copies(sources) if own else sources
         module = fx.GraphModule(root, graph, class_name=type(self.model).__name__)
         module.meta["custom_gradients"] = self.custom_gradients
         return module

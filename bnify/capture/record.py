@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from bnify.borrow import copy_model, fused_attention, in_mode, seeded
+from bnify.borrow import copy_model, fused_attention, in_mode, seeded, sharing_copy
 from bnify.capture.captured import Captured
 from bnify.capture.passes import (
     detach_updates,
@@ -60,8 +60,8 @@ def record(
     attempts = [(True, borrow), (False, borrow)]
     while attempts:
         below, borrowed = attempts.pop(0)
-        working = _fake_copy(model) if fake else _copy(model, borrowed=borrowed)
-        working = without_synchronisation(working)
+        copied = _fake_copy if fake else sharing_copy if borrowed else copy_model
+        working = without_synchronisation(copied(model))
         arguments = _fake_call(call, working) if fake else call.clone()
         gradients = train and below
         recorder = Recorder(
@@ -120,21 +120,6 @@ def record(
         stop_gradients(captured.graph)
         detach_updates(captured.graph)
     return captured
-
-
-def _copy(model: nn.Module, *, borrowed: bool) -> nn.Module:
-    """A copy of the model; with ``borrowed`` its parameters are other objects on the same memory.
-
-    Exchanging their memory (``p.data = ...``) then does not reach the user's model.
-    """
-    if not borrowed:
-        return copy_model(model)
-    replaced = {
-        id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad)
-        for p in model.parameters()
-        if type(p) is nn.Parameter
-    }
-    return copy_model(model, replaced)
 
 
 @contextmanager

@@ -17,15 +17,21 @@ from bnify.changes import Change, Changes
 from bnify.errors import PlanError, SpecError
 
 
-def fold_tree(model: nn.Module, changes: Changes) -> nn.Module:
-    """Make the changes of a fold on a model, in place; it ends in eval mode."""
+def fold_tree(model: nn.Module, changes: Changes, *, shared: bool = False) -> nn.Module:
+    """Make the changes of a fold on a model, in place; it ends in eval mode.
+
+    Args:
+        model: The model, or a copy.
+        changes: What to change.
+        shared: The memory of the parameters belongs to another model, and is not written to.
+    """
     restructure(model, changes.tree)
     with torch.no_grad():
         for name, pending in changes.weights.items():
             tensor = tensor_at(model, name)
-            tensor.copy_(pending.of(tensor))
+            _write(tensor, pending.of(tensor), shared=shared)
         for name, value in changes.values.items():
-            _write(model, name, value)
+            _write(tensor_at(model, name), value, shared=shared)
     return model.eval()
 
 
@@ -47,15 +53,21 @@ def restructure(model: nn.Module, tree: Iterable[Change]) -> nn.Module:
 
 
 def folded_module(
-    captured: Captured, graph: fx.Graph, changes: Changes, model: nn.Module | None = None
+    captured: Captured,
+    graph: fx.Graph,
+    changes: Changes,
+    model: nn.Module | None = None,
+    *,
+    own: bool = True,
 ) -> fx.GraphModule:
-    """The folded recording as a GraphModule on its own tensors.
+    """The folded recording as a GraphModule.
 
     Args:
         captured: The recording that was folded.
         graph: The folded graph.
         changes: What its tensors become.
         model: The folded model, whose tensors are taken where it has them.
+        own: Copy the tensors.
     """
     tensors: dict[str, Tensor] = {}
     for node in graph.nodes:
@@ -64,7 +76,7 @@ def folded_module(
             continue
         found = None if model is None else _tensor_or_none(model, name)
         tensors[name] = found if found is not None else _folded(captured, changes, node, name)
-    module = captured.module(graph, extra=tensors)
+    module = captured.module(graph, extra=tensors, own=own)
     module.graph.lint()
     return module.eval()
 
@@ -92,16 +104,12 @@ def _tensor_or_none(model: nn.Module, name: str) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _write(model: nn.Module, name: str, value: Tensor) -> None:
-    """Give a tensor of the model other values, and another shape if it has to."""
-    path, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(path)
-    old: Tensor = getattr(owner, leaf)
-    value = value.to(device=old.device, dtype=old.dtype)
-    if old.shape == value.shape:
-        old.copy_(value)
+def _write(tensor: Tensor, value: Tensor, *, shared: bool) -> None:
+    """Give a tensor of the model other values."""
+    if shared:
+        tensor.data = value.to(device=tensor.device, dtype=tensor.dtype)
     else:
-        setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad))
+        tensor.copy_(value)
 
 
 # -- changes of the tree ---------------------------------------------------------------------------

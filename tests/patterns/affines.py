@@ -155,7 +155,7 @@ AFFINE_TAILS: tuple[Pattern, ...] = (
         folds="norm",
     ),
     affine(
-        "instance norm, conv",
+        "instance norm of the batch, conv",
         lambda: Line(norm=nn.InstanceNorm1d(4, affine=True), conv=nn.Conv1d(4, 5, 3)),
         SIGNAL,
         either={"norm": ANY},

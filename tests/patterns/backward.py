@@ -79,7 +79,7 @@ class Siamese(nn.Module):
         self.conv, self.bn = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)
 
     def forward(self, x, y):
-        return torch.relu(self.bn(self.conv(x))) - torch.relu(self.bn(self.conv(y)))
+        return torch.relu(self.bn(self.conv(x))), torch.relu(self.bn(self.conv(y)))
 
 
 class OneNormTwoConvs(nn.Module):

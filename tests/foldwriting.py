@@ -248,10 +248,12 @@ class Writer:
             return self.old_norm(source, rng.choice(old))
         channels, dims = value.channels, len(value.space)
         batch = _BATCH_NORMS[dims]
+        # Of one channel it is a multiplication by a number, not a norm.
+        frozen = (FrozenCall, FrozenScale, FrozenSteps) if channels > 1 else (FrozenCall,)
         kinds: dict[Callable[[], nn.Module], float] = {
             lambda: batch(channels, eps=rng.choice((1e-5, 1e-3, 0.1))): 11,
             lambda: batch(channels, affine=False, eps=1e-2): 1.5,
-            lambda: rng.choice((FrozenCall, FrozenScale, FrozenSteps))(channels): 3,
+            lambda: rng.choice(frozen)(channels): 3,
             lambda: nn.SyncBatchNorm(channels): 0.7,
             lambda: batch(channels, track_running_stats=False): 0.5,
         }

@@ -68,6 +68,9 @@ class Draft:
         self.escaped = {twin[e.node] for e in captured.escapes if e.node in twin}
         self._sharing = _sharing(captured)
         self._dropped: dict[fx.Node, fx.Node] = {}
+        self.gone: set[fx.Node] = set()
+        #: Values that the model copies (``x + 0``) before anybody writes to them.
+        self.copied: set[fx.Node] = set()
         self._inside: dict[tuple[str, int], list[fx.Node]] = {}
         self._foreign: set[Any] = set()
         for node in self.graph.nodes:
@@ -143,8 +146,8 @@ class Draft:
     # -- who reads what --------------------------------------------------------------------------
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
-        """Who reads a value; a node that only asks for its shape does not."""
-        return [user for user in node.users if "number" not in user.meta]
+        """Who reads a value; a node that only asks for its shape does not, nor one that is gone."""
+        return [u for u in node.users if "number" not in u.meta and u not in self.gone]
 
     def check_memory(self, value: fx.Node) -> None:
         """Refuse a value that changes behind the graph's back, or is seen beside it.
@@ -191,10 +194,32 @@ class Draft:
             raise Refused(Reason.COMPUTED_WEIGHT, f"{name} is written to by forward")
         return name
 
+    def forget_tensors(self, layer: Layer) -> None:
+        """Nothing is written to a layer that goes away."""
+        for name in (layer.target, None if layer.bias is None else str(layer.bias.target)):
+            self.changes.weights.pop(name or "", None)
+            self.changes.values.pop(name or "", None)
+        gone = {"bias", "bake", "weight"}
+        self.changes.tree = [
+            c for c in self.changes.tree if c.path != layer.path or c.kind not in gone
+        ]
+
+    def resized(self, layer: Layer, shape: tuple[int, ...]) -> None:
+        """A layer reads a new weight of this shape, under the old name."""
+        node = self.attribute(f"{layer.target}", layer.weight, shape)
+        node.meta["shape"] = shape
+        if layer.weight is not node:
+            layer.node.replace_input_with(layer.weight, node)
+            path, _, leaf = layer.target.rpartition(".")
+            change = Change(kind="bake", path=path, names=(leaf,))
+            if layer.baked and change not in self.changes.tree:
+                self.changes.tree.append(change)
+
     def drop(self, node: fx.Node, kept: fx.Node) -> None:
         """Let everybody read ``kept`` where they read ``node``."""
         node.replace_all_uses_with(kept, delete_user_cb=lambda user: user is not kept)
         self._dropped[node] = kept
+        self.gone.add(node)
 
     def now(self, recorded: fx.Node) -> fx.Node:
         """The node that a node of the recording is by now."""

@@ -89,7 +89,7 @@ class _Engine:
                 waiting = left
                 if not self.options.merge:
                     break
-                merged = merge_all(self.draft, waiting, self.only, self.without)
+                merged = merge_all(self.draft, waiting, self.only)
                 if not merged:
                     break
                 for edit in merged:
@@ -243,6 +243,7 @@ class _Engine:
             if shifts_left and source.flow is not None:
                 kept = self._add_shift(source, slot)
             draft.drop(source.result, kept)
+            draft.gone.update(source.steps)
         tree = draft.changes.tree
         for node in first.tensors.values():  # what went into them before goes with them
             draft.changes.values.pop(str(node.target), None)

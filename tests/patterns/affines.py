@@ -80,8 +80,10 @@ AFFINE_TAILS: tuple[Pattern, ...] = (
         "layer scale, inline, module",
         lambda: Net(lambda m, x: x + m.fc(x) * m.gamma, fc=nn.Linear(6, 6), gamma=values(6)),
         TOKENS,
-        skips={"gamma": "in-forward"},
+        either={"gamma": "in-forward"},
         options=AFFINES,
+        left=1,
+        note="it still runs, and may be left with nothing to do",
     ),
     pattern(
         "layer scale, not asked",
@@ -125,6 +127,7 @@ AFFINE_TAILS: tuple[Pattern, ...] = (
     affine(
         "layer norm without a tail",
         lambda: Line(norm=nn.LayerNorm(6, elementwise_affine=False), fc=nn.Linear(6, 6)),
+        skips={"norm": "batch-statistics"},
     ),
     affine(
         "layer norm without a shift",
@@ -135,6 +138,7 @@ AFFINE_TAILS: tuple[Pattern, ...] = (
         "layer norm, not asked",
         lambda: Line(norm=nn.LayerNorm(6), fc=nn.Linear(6, 6)),
         TOKENS,
+        skips={"norm": "batch-statistics"},
     ),
     affine(
         "group norm, pointwise conv",

@@ -310,6 +310,22 @@ BACKWARD: tuple[Pattern, ...] = (
     pattern(
         "spectral norm, conv", lambda: spectral(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)), folds="bn"
     ),
+    *(
+        pattern(
+            f"parametrized layer between two norms, {kind}{'' if bias else ', no bias'}",
+            lambda kind=kind, bias=bias: Line(
+                act=nn.ReLU(),
+                before=nn.BatchNorm1d(6),
+                fc=getattr(parametrizations, kind)(nn.Linear(6, 5, bias=bias)),
+                after=nn.BatchNorm1d(5),
+                end=nn.ReLU(),
+            ),
+            VECTOR,
+            ("before", "after"),
+        )
+        for kind in ("weight_norm", "spectral_norm")
+        for bias in (True, False)
+    ),
     pattern("siamese", Siamese, both(IMAGE, draw(3, 4, 6, 6)), "bn"),
     pattern("one norm behind two layers", OneNormTwoConvs, folds="bn"),
     pattern(

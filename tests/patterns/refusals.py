@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from foldparts import NormAct
 from patterns.kit import (
-    ANY,
     TOKENS,
     VECTOR,
     Line,
@@ -93,7 +92,7 @@ CONSUMERS = (
             bn=nn.BatchNorm2d(4),
             c=nn.Conv2d(4, 4, 1),
         ),
-        skips={"bn": "another-consumer"},
+        skips={"bn": ("another-consumer", "nonlinearity-between")},
     ),
     pattern(
         "forward, value is an output",
@@ -180,8 +179,15 @@ STUCK_NORMS = (
     ),
     pattern(
         "sum with the input",
+        lambda: Net(
+            lambda m, x: m.bn(m.conv(x) + x).relu(), conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4)
+        ),
+        skips={"bn": READ},
+    ),
+    pattern(
+        "sum with one channel of the input",
         net(lambda m, x: m.bn(m.conv(x) + x[:, :1, 1:-1, 1:-1]).relu()),
-        skips={"bn": (*READ, "nonlinearity-between", "value-is-output")},
+        skips={"bn": (*READ, "wrong-axis")},
     ),
     pattern(
         "concat with an activation",
@@ -273,7 +279,7 @@ STATISTICS = (
         lambda: Line(
             c=nn.Conv2d(4, 6, 3), g=nn.GroupNorm(2, 6), d=nn.Conv2d(6, 6, 1), i=nn.InstanceNorm2d(6)
         ),
-        either={"i": ANY},
+        skips={"g": "batch-statistics", "i": "batch-statistics"},
     ),
     pattern(
         "weight standardisation",

@@ -147,7 +147,13 @@ SOURCES: tuple[Pattern, ...] = (
         "functional, no beta", lambda: FunctionalNorm(bias=False), folds="gamma|mean", options=GRAPH
     ),
     pattern("functional, no affine", lambda: FunctionalNorm(False), folds="mean", options=GRAPH),
-    pattern("functional, module", FunctionalNorm, skips={"gamma|mean": "in-forward"}),
+    pattern(
+        "functional, module",
+        FunctionalNorm,
+        either={"gamma|mean": "in-forward"},
+        left=1,
+        note="it still runs, and may be left with nothing to do",
+    ),
     pattern(
         "functional, in a child",
         lambda: Line(a=FunctionalNorm()),
@@ -155,7 +161,12 @@ SOURCES: tuple[Pattern, ...] = (
         options=GRAPH,
     ),
     pattern("borrowed statistics", BorrowedStatistics, folds="bn", options=GRAPH),
-    pattern("borrowed statistics, module", BorrowedStatistics, skips={"bn": "in-forward"}),
+    pattern(
+        "borrowed statistics, module",
+        BorrowedStatistics,
+        either={"bn": "in-forward"},
+        left=1,
+    ),
     pattern("by hand", ByHand, folds="bn|bn.weight|bn.running_mean", options=GRAPH),
     pattern(
         "several in a row",

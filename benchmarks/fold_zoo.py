@@ -261,7 +261,16 @@ def line(row: Row, tools: tuple[Peer, ...]) -> str:
 
 
 def summary(rows: list[Row]) -> Iterator[str]:
-    """Each tool over all models that have norms."""
+    """Each tool over all models that have norms, and LayerScales over those that have them."""
+    scaled = [row for row in rows if row.layer_scales and not row.outcomes["affines"].failure]
+    if scaled:
+        before = sum(row.layer_scales for row in scaled)
+        after = sum(row.outcomes["affines"].scales for row in scaled)
+        freeze = sum(row.outcomes["jit.freeze"].scales for row in scaled)
+        yield (
+            f"LayerScales and the like in {len(scaled)} models: {before}; left with affines "
+            f"{after}, by jit.freeze {freeze}"
+        )
     rows = [row for row in rows if row.norms]
     total = sum(row.norms for row in rows)
     if not total:
@@ -288,12 +297,7 @@ def summary(rows: list[Row]) -> Iterator[str]:
             reasons.update(row.outcomes[name].reasons)
         if reasons:
             words = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-            yield f"{name}: not folded because {words}"
-    scaled = [row for row in rows if row.layer_scales and not row.outcomes["affines"].failure]
-    if scaled:
-        before = sum(row.layer_scales for row in scaled)
-        after = sum(row.outcomes["affines"].scales for row in scaled)
-        yield f"LayerScales and the like with affines=True: {after} of {before} left"
+            yield f"{name}, reasons of all norms that stay (other kinds too): {words}"
 
 
 def _lefts(row: Row, tools: tuple[Peer, ...]) -> Iterator[int]:
@@ -321,6 +325,12 @@ def faults(rows: list[Row]) -> Iterator[str]:
                 yield f"note: {row.name}, {tool.name} is wrong: {other.wrong}"
             if other.failure or other.wrong or ours.failure:
                 continue
+            affines = row.outcomes.get("affines")
+            if affines is not None and not affines.failure and other.scales < affines.scales:
+                yield (
+                    f"FEWER {row.name}: {tool.name} leaves {other.scales} LayerScales, "
+                    f"affines {affines.scales}"
+                )
             if other.left < ours.left:
                 yield f"FEWER {row.name}: {tool.name} leaves {other.left}, merge {ours.left}"
             if other.left <= ours.left and other.convolutions < ours.convolutions:

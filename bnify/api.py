@@ -219,7 +219,7 @@ def plan_for_fold(model: nn.Module, inputs: Inputs, **options: Any) -> Plan:
     chosen = FoldOptions(**options)
     chosen.check()
     accept(model, statistics=False)
-    return plan_fold(record_example(model, example_call(model, inputs), borrow=True), chosen)
+    return plan_fold(model, example_call(model, inputs), chosen)
 
 
 def plan(model: nn.Module, inputs: Inputs, **options: Any) -> Plan:

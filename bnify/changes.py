@@ -27,7 +27,8 @@ class Change:
             ``"bias"``: it gets a bias of this ``shape``. ``"bake"``: its parametrized or hooked
             tensors ``names`` become plain. ``"none"``: its parameters ``names`` become None.
             ``"weight"``: its weight gets this ``shape``, and it the attributes of ``values``.
-            ``"constant"``: its padding gets the ``value`` of ``values``.
+            ``"clone"``: the place gets a copy of its own of a module that is registered elsewhere
+            too. ``"constant"``: its padding gets the ``value`` of ``values``.
         path: Module path.
         names: Names of children or tensors.
         shape: Shape of what is new.

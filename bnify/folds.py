@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from bnify.borrow import copy_model
+from bnify.borrow import copy_model, sharing_copy
 from bnify.capture import Captured, free_batch, record_example
+from bnify.changes import Change
 from bnify.errors import PlanError, VerificationError
 from bnify.fingerprint import fingerprint
-from bnify.folding import Folded, FoldOptions, fold_graph
+from bnify.folding import Folded, FoldOptions, fold_graph, separable
 from bnify.plan import Edit, Plan, Skip
 from bnify.reason import Reason
 from bnify.refold import Refolded
 from bnify.result import Result
-from bnify.rewrite import check_fingerprint, fold_tree, folded_module
+from bnify.rewrite import check_fingerprint, fold_tree, folded_module, restructure
 from bnify.structure import Call, describe
 from bnify.verdict import Verification
 from bnify.verification.folding import Delivered, unchanged, verify_fold
@@ -34,9 +35,10 @@ class How:
     say: Callable[[str], None] = lambda _: None
 
 
-def plan_fold(captured: Captured, options: FoldOptions) -> Plan:
+def plan_fold(model: nn.Module, call: Call, options: FoldOptions) -> Plan:
     """What a fold with these options does; nothing is changed."""
-    return _plan(captured, options, fold_graph(captured, options))
+    captured = record_example(_Work(model, options).model, call, borrow=True)
+    return _plan(model, captured, options, fold_graph(captured, options))
 
 
 def fold_model(
@@ -56,17 +58,18 @@ def fold_model(
         check_fingerprint(model, plan)
         options = FoldOptions.of(plan)
     how.say("recording")
-    captured = record_example(model, call, borrow=True)
+    work = _Work(model, options)
+    captured = record_example(work.model, call, borrow=True)
     how.say("folding")
     folded = _planned(captured, options, plan)
     verification = delivered = None
     if how.verify:
         how.say("verifying")
-        folded, verification, delivered = _verified(model, captured, options, folded, how)
-    made = _plan(captured, options, folded)
+        folded, verification, delivered = _verified(work, captured, folded, how)
+    made = _plan(model, captured, options, folded)
     if model.training:
         made = made.with_notes("the model came in train mode; the folded one is in eval mode")
-    return _deliver(model, captured, options, folded, made, verification, how, delivered)
+    return _deliver(work, captured, folded, made, verification, how, delivered)
 
 
 def check_fold(model: nn.Module, call: Call, plan: Plan) -> None:
@@ -76,7 +79,32 @@ def check_fold(model: nn.Module, call: Call, plan: Plan) -> None:
         PlanError: The plan is for another model, or one of its edits cannot be done.
     """
     check_fingerprint(model, plan)
-    _planned(record_example(model, call, borrow=True), FoldOptions.of(plan), plan)
+    options = FoldOptions.of(plan)
+    captured = record_example(_Work(model, options).model, call, borrow=True)
+    _planned(captured, options, plan)
+
+
+class _Work:
+    """What is folded: the user's model, or with ``untie`` one whose shared modules are apart.
+
+    Args:
+        model: The user's model; it is not touched.
+        options: What is to be folded.
+
+    Attributes:
+        model: What is recorded and folded.
+        original: The user's model.
+        first: Changes that make the one of the other.
+    """
+
+    def __init__(self, model: nn.Module, options: FoldOptions) -> None:
+        self.original = self.model = model
+        self.options = options
+        self.first: tuple[Change, ...] = ()
+        if options.untie and not options.as_graph:
+            self.first = tuple(separable(model))
+        if self.first:
+            self.model = restructure(sharing_copy(model), self.first)
 
 
 # -- the stages -----------------------------------------------------------------------------------
@@ -119,8 +147,7 @@ def check_same(edits: tuple[Edit, ...], folded: Folded) -> None:
         )
 
 
-def _plan(captured: Captured, options: FoldOptions, folded: Folded) -> Plan:
-    model = captured.model
+def _plan(model: nn.Module, captured: Captured, options: FoldOptions, folded: Folded) -> Plan:
     skeleton, specs = describe(captured.call, model)
     return Plan(
         verb="fold",
@@ -135,7 +162,7 @@ def _plan(captured: Captured, options: FoldOptions, folded: Folded) -> Plan:
 
 
 def _verified(
-    model: nn.Module, captured: Captured, options: FoldOptions, folded: Folded, how: How
+    work: _Work, captured: Captured, folded: Folded, how: How
 ) -> tuple[Folded, Verification, nn.Module]:
     """Measure a fold; what fails is undone, reported and measured again.
 
@@ -144,26 +171,27 @@ def _verified(
     """
     undone: dict[str, Skip] = {}
     for _ in range(_ROUNDS):
-        verification, delivered = _measure(model, captured, options, folded)
+        verification, delivered = _measure(work, captured, folded)
         if verification.passed:
             return folded, verification, delivered
-        guilty = _guilty(model, captured, options, folded)
+        guilty = _guilty(work, captured, folded)
         if not guilty:
             break
         how.say(f"undoing {len(guilty)} folds that fail")
         undone |= guilty
         wanted = {e.layer: e for e in folded.edits if e.layer not in undone}
-        folded = fold_graph(captured, options, only=wanted, without=undone)
-    raise _failed(model, captured, options, folded, verification)
+        folded = fold_graph(captured, work.options, only=wanted, without=undone)
+    raise _failed(work, captured, folded, verification)
 
 
 def _measure(
-    model: nn.Module, captured: Captured, options: FoldOptions, folded: Folded
+    work: _Work, captured: Captured, folded: Folded
 ) -> tuple[Verification, nn.Module]:
     """The verdict on one fold, and what was measured.
 
     It is measured on float64 copies, and in the model's own dtype as it will be handed out.
     """
+    model, options = work.model, work.options
     if not folded.edits:
         return unchanged(), copy_model(model).eval()
     again = Refolded(model, captured.call, options, folded)
@@ -176,15 +204,15 @@ def _measure(
 
 
 def _guilty(
-    model: nn.Module, captured: Captured, options: FoldOptions, folded: Folded
+    work: _Work, captured: Captured, folded: Folded
 ) -> dict[str, Skip]:
     """The edits that fail by themselves, found by halving."""
 
     def fails(edits: tuple[Edit, ...]) -> bool:
         wanted = {edit.layer: edit for edit in edits}
-        some = fold_graph(captured, options, only=wanted)
+        some = fold_graph(captured, work.options, only=wanted)
         try:
-            return not _measure(model, captured, options, some)[0].passed
+            return not _measure(work, captured, some)[0].passed
         except PlanError:
             return True
 
@@ -208,15 +236,13 @@ def _guilty(
 
 
 def _failed(
-    model: nn.Module,
+    work: _Work,
     captured: Captured,
-    options: FoldOptions,
     folded: Folded,
     verification: Verification,
 ) -> VerificationError:
-    plan = _plan(captured, options, folded)
-    how = How(inplace=False)
-    result = _deliver(model, captured, options, folded, plan, verification, how)
+    plan = _plan(work.original, captured, work.options, folded)
+    result = _deliver(work, captured, folded, plan, verification, How())
     check = next((c for c in verification.checks if c.passed is False), None)
     what = "nothing could be decided" if check is None else f"{check.name}: {check.detail}"
     if check is not None and check.error is not None and check.threshold is not None:
@@ -229,9 +255,8 @@ def _failed(
 
 
 def _deliver(
-    model: nn.Module,
+    work: _Work,
     captured: Captured,
-    options: FoldOptions,
     folded: Folded,
     plan: Plan,
     verification: Verification | None,
@@ -239,20 +264,27 @@ def _deliver(
     delivered: nn.Module | None = None,
 ) -> Result:
     """The result: a folded copy, the one that was measured, or the model itself."""
-    before = str(model)
+    model, options = work.model, work.options
+    before = str(work.original)
     if options.as_graph:
         notes = free_batch(captured)
         symbolic = _again(captured, options, folded)
         built = folded_module(captured, symbolic.graph, symbolic.changes)
         return Result(
-            built, built, plan.with_notes(*notes), verification, captured.call, before=before
+            built,
+            built,
+            plan.with_notes(*notes),
+            verification,
+            captured.call,
+            before=before,
+            captured=captured,
         )
     result_model = delivered if delivered is not None else copy_model(model)
     if how.inplace:
-        result_model = model
+        result_model = restructure(work.original, work.first)
     if result_model is not delivered:
         fold_tree(result_model, folded.changes)
-    tree = tuple(folded.changes.tree)
+    tree = (*work.first, *folded.changes.tree)
 
     def graph() -> fx.GraphModule:
         if how.inplace:  # the original is gone: the batch stays as it was recorded
@@ -269,6 +301,7 @@ def _deliver(
         captured.call,
         before=before,
         structure=tree,
+        captured=captured,
     )
 
 

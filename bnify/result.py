@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from bnify.changes import Change
 from bnify.borrow import copy_model, evaluating, seeded
+from bnify.capture import Captured
+from bnify.changes import Change
 from bnify.errors import PlanError
 from bnify.layers import (
     CallNorms,
@@ -41,6 +42,7 @@ class Result:
         before: The module tree before the rewrite, as text.
         files: What :meth:`save` wrote, by role.
         structure: How a fold changed the module tree; empty after an insertion.
+        captured: The recording of the original, after a fold.
     """
 
     model: nn.Module
@@ -52,6 +54,7 @@ class Result:
     before: str = ""
     files: dict[str, str] = field(default_factory=dict)
     structure: tuple[Change, ...] = ()
+    captured: Captured | None = None
 
     @property
     def graph(self) -> fx.GraphModule:

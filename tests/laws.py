@@ -56,12 +56,12 @@ def hostile_(model: nn.Module, seed: int = 0) -> nn.Module:
         if running_var is not None:
             norm.running_mean.copy_(draw(running_var, -0.7, 0.7))
             running_var.copy_(0.3 * torch.exp(draw(running_var, 0.0, math.log(10.0))))
-            if norm.num_batches_tracked is not None:
+            if getattr(norm, "num_batches_tracked", None) is not None:
                 norm.num_batches_tracked.fill_(1000)
             tiny = draw(running_var, 0, 1) < 0.125
             running_var[tiny] = 1e-7
             if weight is not None:
-                weight[tiny] *= (1e-7 + norm.eps) ** 0.5
+                weight[tiny] *= (1e-7 + getattr(norm, "eps", 1e-5)) ** 0.5
         if weight is not None and weight.numel() > 1:
             weight.view(-1)[draw(weight, 0, 1).view(-1) < 0.125] = 0.0
     return model

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from bnify.cli import options as o
 from bnify.cli.config import read_config
-from bnify.cli.inserting import (
-    Request,
-    check_folder,
-    default_init,
-    failed_as,
-    insert_and_save,
-    kept_as,
-    made_with,
-    plan_only,
-    read_plan,
-    rewrite_only,
-    rewritten_forward,
-    tree_difference,
-)
+from bnify.cli.rewriting import Keeping, Request, perform, read_plan
 from bnify.cli.session import Session
 from bnify.cli.source import InputOptions, ModelOptions
-
-if TYPE_CHECKING:
-    from bnify.result import Result
 
 
 def insert(
@@ -109,61 +93,15 @@ def insert(
         bool,
         typer.Option("--skip-frozen", help="Leave frozen layers alone.", rich_help_panel=o.NORMS),
     ] = False,
-    plan: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Carry out this plan.", rich_help_panel=o.NORMS),
-    ] = None,
-    output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Folder to write: weights, plan, ONNX file, report.",
-            rich_help_panel=o.OUTPUT,
-        ),
-    ] = None,
+    plan: o.PlanFile = None,
+    output: o.Output = None,
     force: o.Force = False,
-    onnx: Annotated[
-        bool,
-        typer.Option(
-            "--onnx/--no-onnx",
-            help="Write an ONNX file too.",
-            show_default=False,
-            rich_help_panel=o.OUTPUT,
-        ),
-    ] = True,
-    keep_failed: Annotated[
-        bool,
-        typer.Option(
-            "--keep-failed",
-            help="Keep an unverified result, as DIR.failed or DIR.unverified.",
-            rich_help_panel=o.OUTPUT,
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Only make and print the plan.", rich_help_panel=o.OUTPUT),
-    ] = False,
-    diff: Annotated[
-        bool,
-        typer.Option(
-            "--diff", help="Show the module tree before and after.", rich_help_panel=o.OUTPUT
-        ),
-    ] = False,
-    print_code: Annotated[
-        bool,
-        typer.Option("--print-code", help="Show the rewritten forward.", rich_help_panel=o.OUTPUT),
-    ] = False,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify/--no-verify",
-            help="Measure the result, or nothing.",
-            show_default=False,
-            rich_help_panel=o.CHECKS,
-        ),
-    ] = True,
+    onnx: o.Onnx = True,
+    keep_failed: o.KeepFailed = False,
+    dry_run: o.DryRun = False,
+    diff: o.Diff = False,
+    print_code: o.PrintCode = False,
+    verify: o.Verify = True,
     device: o.Device = None,
     fmt: o.FormatOption = o.Form.RICH,
     color: o.ColorOption = o.Color.AUTO,
@@ -177,11 +115,9 @@ def insert(
     """
     session = Session(ctx, fmt=fmt, color=color, quiet=quiet, verbose=verbose)
     config = read_config(Path.cwd())
-    place = kept_as(output, unverified=not verify, keep_failed=keep_failed)
-    failed = failed_as(output, keep_failed=keep_failed)
-    for folder in (place, failed):
-        if folder is not None and not dry_run:
-            check_folder(folder, force=force)
+    keeping = Keeping.checked(
+        output, force=force, onnx=onnx, keep_failed=keep_failed, verify=verify, dry_run=dry_run
+    )
     asked = {
         "norm": norm.value,
         "position": position.value,
@@ -197,10 +133,11 @@ def insert(
         "per_call": per_call,
         "skip_frozen": skip_frozen,
     }
-    given = read_plan(plan, asked | {"init": init}) if plan is not None else None
+    given = read_plan(plan, asked | {"init": init}, verb="insert") if plan is not None else None
     keeps = given is None and (weights is not None or pretrained)  # a plan says itself
     default = default_init(norm, zero_gamma=zero_gamma, has_weights=keeps)
     request = Request(
+        verb="insert",
         model=ModelOptions(
             spec=spec,
             weights=weights,
@@ -222,38 +159,17 @@ def insert(
         plan=given,
         device=device or config.device or "cpu",
         verify=verify,
-        output=place,
-        failed=failed,
-        force=force,
-        onnx=onnx,
+        keeping=keeping,
+        dry_run=dry_run,
+        diff=diff,
+        print_code=print_code,
         opset=config.opset,
         k=config.k,
     )
-    with session.work():
-        if dry_run:
-            if output is not None:
-                session.note(f"--dry-run writes nothing: -o {output} is left alone")
-            shown = {}
-            if diff or print_code:
-                planned, rewritten = rewrite_only(request, session)
-                shown = _shown(rewritten, diff=diff, print_code=print_code)
-            else:
-                planned = plan_only(request, session)
-            made = made_with(planned, request)
-            session.emit(planned, environment=made, dry_run=True, shown=shown)
-            return
-        result, saved = insert_and_save(request, session)
-        shown = _shown(result, diff=diff, print_code=print_code)
-    session.emit(
-        result,
-        files=saved.files if saved else None,
-        export=saved.export if saved else None,
-        environment=saved.report["environment"] if saved else made_with(result, request),
-        shown=shown,
-    )
+    perform(request, session)
 
 
-def _shown(result: Result, *, diff: bool, print_code: bool) -> dict[str, str]:
-    """The code and the difference that were asked for."""
-    shown = {"code": rewritten_forward(result)} if print_code else {}
-    return shown | ({"diff": tree_difference(result)} if diff else {})
+def default_init(norm: o.Norm, *, zero_gamma: bool, has_weights: bool) -> str:
+    """Trained weights are worth keeping, where a norm can start as the old function."""
+    able = norm in (o.Norm.BATCH, o.Norm.SYNC) and not zero_gamma
+    return "preserve" if has_weights and able else "reset"

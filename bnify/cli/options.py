@@ -52,9 +52,17 @@ class Init(StrEnum):
     PRESERVE = "preserve"
 
 
+class Emit(StrEnum):
+    """Values of ``--emit``; a test holds them to :data:`bnify.folding.options.EMITS`."""
+
+    MODULE = "module"
+    GRAPH = "graph"
+
+
 MODEL = "The model"
 INPUTS = "Inputs"
 NORMS = "Norms"
+FOLDING = "Folding"
 OUTPUT = "Output"
 CHECKS = "Verification"
 GENERAL = "General"
@@ -148,6 +156,58 @@ Device: TypeAlias = Annotated[
 ]
 Force: TypeAlias = Annotated[
     bool, typer.Option("--force", help="Replace what bnify wrote there.", rich_help_panel=OUTPUT)
+]
+PlanFile: TypeAlias = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(metavar="FILE", help="Carry out this plan.", rich_help_panel=OUTPUT),
+]
+Output: TypeAlias = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        help="Folder to write: weights, plan, ONNX file, report.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Onnx: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--onnx/--no-onnx",
+        help="Write an ONNX file too.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+KeepFailed: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--keep-failed",
+        help="Keep an unverified result, as DIR.failed or DIR.unverified.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+DryRun: TypeAlias = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only make and print the plan.", rich_help_panel=OUTPUT),
+]
+Diff: TypeAlias = Annotated[
+    bool,
+    typer.Option("--diff", help="Show the module tree before and after.", rich_help_panel=OUTPUT),
+]
+PrintCode: TypeAlias = Annotated[
+    bool,
+    typer.Option("--print-code", help="Show the rewritten forward.", rich_help_panel=OUTPUT),
+]
+Verify: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Measure the result, or nothing.",
+        show_default=False,
+        rich_help_panel=CHECKS,
+    ),
 ]
 FormatOption: TypeAlias = Annotated[
     Form, typer.Option("--format", help="How the result is written.", rich_help_panel=GENERAL)

@@ -2,5 +2,6 @@
 
 from bnify.folding.engine import BACKWARD, FORWARD, MERGE, Folded, fold_graph
 from bnify.folding.options import FoldOptions
+from bnify.folding.untie import separable
 
-__all__ = ["BACKWARD", "FORWARD", "MERGE", "FoldOptions", "Folded", "fold_graph"]
+__all__ = ["BACKWARD", "FORWARD", "MERGE", "FoldOptions", "Folded", "fold_graph", "separable"]

@@ -42,12 +42,19 @@ class Backward:
 
     Args:
         txn: What is to be changed; a refusal leaves it in an unknown state.
+        whole: The norm's affine map, if it may be folded in part.
+
+    Attributes:
+        into: The layers that take it.
+        rest: With ``whole``, the channels for which it is not folded.
     """
 
-    def __init__(self, txn: Transaction) -> None:
+    def __init__(self, txn: Transaction, *, whole: Affine | None = None) -> None:
         self.txn = txn
         self.draft: Draft = txn.draft
         self.into: dict[str, None] = {}
+        self.whole = whole
+        self.rest: Tensor | None = None
 
     def push(self, value: fx.Node, reader: fx.Node, flow: Flow) -> None:
         """Let ``value`` become the affine map of it, for ``reader``, who expects just that.
@@ -281,8 +288,29 @@ class Backward:
             length = shape[axis]
             if parts.count(part) > 1:
                 raise Refused(Reason.ANOTHER_CONSUMER, f"{place_of(value)} reads it twice")
-            self.push(part, value, flow.part(axis, start, length, shape))  # type: ignore[arg-type]
+            some = flow.part(axis, start, length, shape)  # type: ignore[union-attr]
+            if self.whole is not None and flow.axis == axis and flow.affine is self.whole:
+                self._part(part, value, some, slice(start, start + length))  # type: ignore[arg-type]
+            else:
+                self.push(part, value, some)  # type: ignore[arg-type]
             start += length
+        if self.rest is not None and bool(self.rest.all()):
+            raise Refused(Reason.NO_ABSORBER, f"no input of {place_of(value)} can take it")
+
+    def _part(self, part: fx.Node, value: fx.Node, flow: Flow, channels: slice) -> None:
+        """One input of a concatenation, which may be left to the norm's place."""
+        tried = Backward(self.txn.branch())
+        try:
+            tried.push(part, value, flow)
+            tried.txn.check()
+        except Refused:
+            if self.whole is not None and self.rest is None:
+                self.rest = torch.zeros(len(self.whole.scale), dtype=torch.bool)
+            if self.rest is not None:
+                self.rest[channels] = True
+            return
+        self.txn.adopt(tried.txn)
+        self.into |= tried.into
 
     def _stacked(self, value: fx.Node, flow: Flow) -> None:
         given = arguments(value)

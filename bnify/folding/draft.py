@@ -114,7 +114,7 @@ class Draft:
 
     def weight(self, layer: Layer) -> Tensor:
         """The weight of a layer by now, on its own device."""
-        if layer.name is None:
+        if layer.name is None or layer.name in self.changes.values:
             return self.value(layer.weight)
         weight = self.tensor(layer.name).detach()
         pending = self.changes.weights.get(layer.name)
@@ -178,6 +178,8 @@ class Draft:
         name = str(node.target)
         if name in self.captured.constants:
             raise Refused(Reason.NO_ABSORBER, f"{place_of(node)} is a constant")
+        if node.meta.get("alias") in self.overwritten:
+            raise Refused(Reason.COMPUTED_WEIGHT, f"forward writes to {name}")
         others = [user for user in self.readers(node) if user not in set(allowed)]
         if others:
             owner = name.rpartition(".")[0]
@@ -190,8 +192,6 @@ class Draft:
         tied = self._sharing.get(name, ())
         if tied:
             raise Refused(Reason.TIED_WEIGHTS, f"{name} is also {tied[0]}")
-        if node.meta.get("alias") in self.overwritten:
-            raise Refused(Reason.COMPUTED_WEIGHT, f"{name} is written to by forward")
         return name
 
     def forget_tensors(self, layer: Layer) -> None:
@@ -494,7 +494,7 @@ class Transaction:
         if proposal.table is not None:
             changes.values[str(layer.source.target)] = proposal.table
             return
-        if layer.name is None:  # through views, or baked: written as a whole
+        if layer.name is None or layer.name in changes.values:  # viewed, baked, merged: as a whole
             changes.values[layer.target] = layer.stored(self.effective(layer))
             return
         if proposal.tap is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from bnify.capture import Captured
 from bnify.changes import Change, Changes
@@ -18,9 +18,11 @@ from bnify.folding.options import FoldOptions
 from bnify.folding.refusal import NeedsBias, Refused
 from bnify.folding.slots import Slot, neutral_values, replaced_hooks, slot_of
 from bnify.folding.sources import Source, by_layer, find_sources, renew
+from bnify.folding.untie import tie_again, untie_calls
 from bnify.plan import Edit, Skip
 from bnify.reason import Reason
 
+aten = torch.ops.aten
 BACKWARD, FORWARD, MERGE = "fold-backward", "fold-forward", "merge"
 
 
@@ -60,6 +62,25 @@ def fold_graph(
     """
     draft = Draft(captured, as_graph=options.as_graph)
     return _Engine(draft, options, only, without or {}).run()
+
+
+@dataclass(slots=True)
+class _Step:
+    """What one norm's fold comes to, before it is committed.
+
+    Attributes:
+        txn: The changes.
+        kinds: Backward or forward, for each call.
+        into: The layers that take it.
+        shifts_left: The shift stays in the norm's place.
+        rest: Channels for which scale and shift stay, with ``partial``.
+    """
+
+    txn: Transaction
+    kinds: list[str] = field(default_factory=list)
+    into: dict[str, None] = field(default_factory=dict)
+    shifts_left: bool = False
+    rest: Tensor | None = None
 
 
 class _Engine:
@@ -140,41 +161,88 @@ class _Engine:
         if wanted == MERGE:
             raise Refused(Reason.NOT_PLANNED)
         slot = slot_of(self.draft, calls)
-        txn = Transaction(self.draft)
-        into: dict[str, None] = {}
-        kinds: list[str] = []
-        shifts_left = False
-        for attempt in (False, True):
-            try:
-                txn, into, kinds = self._calls(calls, slot, wanted, leave_shift=attempt)
-                shifts_left = attempt
+        try:
+            step = self._untied(calls, slot, wanted)
+        except Refused as refused:
+            if not self.options.partial or len(calls) > 1 or calls[0].tail:
+                raise
+            step = self._partial(calls[0], slot, refused)
+        step.txn.commit()
+        self._finish(calls, slot, step)
+
+    def _untied(self, calls: list[Source], slot: Slot, wanted: str | None) -> _Step:
+        """The step; with ``untie``, where a layer is shared, with a weight of its own for each call.
+
+        Raises:
+            Refused: It cannot be done.
+        """
+        try:
+            return self._step(calls, slot, wanted)
+        except Refused as refused:
+            shared = refused.reason in (Reason.SHARED_LAYER, Reason.TIED_WEIGHTS)
+            if not (shared and self.options.untie and self.options.as_graph):
+                raise
+        undo = untie_calls(self.draft, calls)
+        try:
+            return self._step(calls, slot, wanted)
+        except Refused:
+            tie_again(self.draft, undo)
+            raise
+
+    def _step(self, calls: list[Source], slot: Slot, wanted: str | None) -> _Step:
+        """All calls at once, each backwards or forwards.
+
+        The calls of one norm may go into one layer, each with a call of its own (Siamese
+        networks): they are checked together first, then one by one.
+
+        Raises:
+            Refused: One of them cannot be folded.
+        """
+        together = (True, False) if len(calls) > 1 else (False,)
+        leaves = (False, True) if not calls[0].tail and self._holds_shift(calls, slot) else (False,)
+        refusals: list[Refused] = []
+        for leave_shift in leaves:
+            for alike in together:
+                try:
+                    return self._calls(calls, slot, wanted, leave_shift=leave_shift, alike=alike)
+                except Refused as refused:
+                    refusals.append(refused)
+            if not any(isinstance(refused, NeedsBias) for refused in refusals):
                 break
-            except NeedsBias as needs:
-                if attempt or calls[0].tail or not self._holds_shift(calls, slot):
-                    raise Refused(needs.reason, needs.detail) from None
-        txn.commit()
-        self._finish(calls, slot, kinds, tuple(into), shifts_left=shifts_left)
+        raise refusals[len(together) - 1]
 
     def _calls(
-        self, calls: list[Source], slot: Slot, wanted: str | None, *, leave_shift: bool
-    ) -> tuple[Transaction, dict[str, None], list[str]]:
-        txn = Transaction(self.draft)
-        into: dict[str, None] = {}
-        kinds = []
+        self,
+        calls: list[Source],
+        slot: Slot,
+        wanted: str | None,
+        *,
+        leave_shift: bool,
+        alike: bool,
+    ) -> _Step:
+        step = _Step(Transaction(self.draft), shifts_left=leave_shift)
         for source in calls:
-            kind, found, txn = self._one(source, txn, wanted, leave_shift=leave_shift)
-            kinds.append(kind)
-            into |= found
-        txn.check()
+            kind, found, step.txn = self._one(
+                source, step.txn, wanted, leave_shift=leave_shift, check=not alike
+            )
+            step.kinds.append(kind)
+            step.into |= found
+        step.txn.check()
         hooked = replaced_hooks(self.draft.module(slot.path)) if slot.path is not None else False
-        if hooked and FORWARD in kinds:
+        if hooked and FORWARD in step.kinds:
             raise Refused(Reason.HOOK_ON_NORM, "it has a forward hook")
         if hooked and slot.path is not None and slot.path not in self.hooks:
             self.hooks.append(slot.path)
-        return txn, into, kinds
+        return step
 
     def _one(
-        self, source: Source, txn: Transaction, wanted: str | None, *, leave_shift: bool
+        self,
+        source: Source,
+        txn: Transaction,
+        wanted: str | None,
+        *,
+        leave_shift: bool,
+        check: bool,
     ) -> tuple[str, dict[str, None], Transaction]:
         """One call, backwards if that goes, else forwards."""
         flow = source.flow
@@ -186,7 +254,8 @@ class _Engine:
             reader = source.steps[0]
             try:
                 tried.push(source.value, reader, flow.without_shift() if leave_shift else flow)
-                tried.txn.check()
+                if check:
+                    tried.txn.check()
                 self._check_inplace(source)
                 return BACKWARD, tried.into, tried.txn
             except Refused as refused:
@@ -196,11 +265,34 @@ class _Engine:
             ahead = Forward(txn.branch(), shared=shared)
             try:
                 ahead.push(source.result, flow)
-                ahead.txn.check()
+                if check:
+                    ahead.txn.check()
                 return FORWARD, ahead.into, ahead.txn
             except Refused as refused:
                 refusals.append(refused)
+        if not refusals:
+            raise Refused(Reason.NOT_PLANNED)
         raise _told(refusals)
+
+    def _partial(self, source: Source, slot: Slot, refused: Refused) -> _Step:
+        """Fold what some inputs of a concatenation can take; the rest stays in the norm's place.
+
+        Raises:
+            Refused: None of them can take anything.
+        """
+        flow = source.flow
+        tensors = {"weight", "bias"} <= set(source.tensors)
+        if flow is None or not (slot.path is not None or self.options.as_graph or tensors):
+            raise refused
+        tried = Backward(Transaction(self.draft), whole=flow.affine)
+        try:
+            tried.push(source.value, source.steps[0], flow)
+            tried.txn.check()
+        except Refused:
+            raise refused from None
+        if tried.rest is None:
+            raise refused
+        return _Step(tried.txn, [BACKWARD], tried.into, rest=tried.rest)
 
     def _check_inplace(self, source: Source) -> None:
         """Refuse if what follows writes into the norm's result, which would be a parameter then.
@@ -221,84 +313,96 @@ class _Engine:
         """Whether the place of the norm can keep one addition."""
         return slot.path is not None or self.options.as_graph or "bias" in calls[0].tensors
 
-    def _finish(
-        self,
-        calls: list[Source],
-        slot: Slot,
-        kinds: list[str],
-        into: tuple[str, ...],
-        *,
-        shifts_left: bool,
-    ) -> None:
+    def _finish(self, calls: list[Source], slot: Slot, step: _Step) -> None:
         """Take the norm out of the graph, and say what the tree has in its place."""
         draft, first = self.draft, calls[0]
-        details = []
-        if shifts_left:
-            details.append("shift left")
+        details = ["shift left"] if step.shifts_left else []
+        if step.rest is not None:
+            folded = int((~step.rest).sum())
+            details.append(f"{folded} of {first.channels} channels, the rest stays")
+        for node in first.tensors.values():  # what went into them before goes with them
+            draft.changes.values.pop(str(node.target), None)
+        left = self._left(first, step)
         for source in calls:
-            kept = source.value
             if source.tail:
                 self._drop_tail(source)
                 continue
-            if shifts_left and source.flow is not None:
-                kept = self._add_shift(source, slot)
+            kept = self._beside(source, slot, left) if left else source.value
             draft.drop(source.result, kept)
             draft.gone.update(source.steps)
-        tree = draft.changes.tree
-        for node in first.tensors.values():  # what went into them before goes with them
-            draft.changes.values.pop(str(node.target), None)
         if first.tail:
             self._change_tail(first)
             details.append("scale and shift")
         elif slot.path is not None:
-            shape = self._shift_shape(first)
-            kind = "shift" if shifts_left else "children" if slot.children else "identity"
-            kept_shape = shape if shifts_left else ()
-            tree.append(
-                Change(kind=kind, path=slot.path, names=slot.children, shape=kept_shape)
+            kind = "children" if slot.children else "identity"
+            if left:
+                kind = "affine" if "scale" in left else "shift"
+            shape = self._constant_shape(first) if left else ()
+            draft.changes.tree.append(
+                Change(kind=kind, path=slot.path, names=slot.children, shape=shape)
             )
         elif not draft.as_graph:
-            for node, value in neutral_values(draft, first).items():
-                bias = first.tensors.get("bias")
-                if shifts_left and node is bias and first.flow is not None:
-                    value = first.flow.affine.shift.reshape(value.shape)
-                draft.changes.values[str(node.target)] = value
+            self._neutralise(first, left)
             details.append("written out in a forward, where it does nothing now")
         draft.forget()
         flow = first.flow
-        shape_of = first.result.meta["shape"]
         self.edits[first.layer] = Edit(
             layer=first.layer,
-            kind=BACKWARD if BACKWARD in kinds else FORWARD,
+            kind=BACKWARD if BACKWARD in step.kinds else FORWARD,
             norm=first.kind,
             channels=first.channels,
             axis=(flow.axis if flow is not None and flow.axis is not None else 1),
-            dims=len(shape_of),
+            dims=len(first.result.meta["shape"]),
             calls=len(calls),
-            into=into,
+            into=tuple(step.into),
             detail="; ".join(details),
+            layer_type=_type_name(draft, first),
         )
 
-    def _shift_shape(self, source: Source) -> tuple[int, ...]:
+    def _left(self, source: Source, step: _Step) -> dict[str, Tensor]:
+        """The constants that stay in the norm's place: a shift, or scale and shift by channel."""
+        if source.flow is None or (not step.shifts_left and step.rest is None):
+            return {}
+        affine = source.flow.affine
+        if step.rest is None:
+            return {"shift": affine.shift}
+        one, zero = torch.ones_like(affine.scale), torch.zeros_like(affine.shift)
+        return {
+            "scale": torch.where(step.rest, affine.scale, one),
+            "shift": torch.where(step.rest, affine.shift, zero),
+        }
+
+    def _neutralise(self, source: Source, left: Mapping[str, Tensor]) -> None:
+        """Let a norm that is written out in a forward do nothing, or only what is left."""
+        tensors = source.tensors
+        for node, value in neutral_values(self.draft, source).items():
+            if node is tensors.get("bias") and "shift" in left:
+                value = left["shift"].reshape(value.shape)
+            if node is tensors.get("weight") and "scale" in left:
+                value = value * left["scale"].reshape(value.shape)
+            self.draft.changes.values[str(node.target)] = value
+
+    def _constant_shape(self, source: Source) -> tuple[int, ...]:
         dims = len(source.result.meta["shape"])
         axis = source.flow.axis if source.flow is not None and source.flow.axis is not None else 1
         return (source.channels, *[1] * (dims - 1 - axis))
 
-    def _add_shift(self, source: Source, slot: Slot) -> fx.Node:
-        """The addition that stays, in the graph."""
-        draft = self.draft
-        inner = ".shift" if slot.children else ""
-        name = f"{slot.path}{inner}.shift" if slot.path else f"{source.layer}_shift"
-        shape = self._shift_shape(source)
-        shift = draft.attribute(name, source.result, shape)
-        if source.flow is not None:
-            draft.changes.values[name] = source.flow.affine.shift.view(shape)
-        with draft.graph.inserting_before(source.result):
-            node = draft.graph.call_function(
-                torch.ops.aten.add.Tensor, (source.value, shift)
-            )
-        node.meta.update(source.result.meta, left=True)
-        draft.order[node] = draft.order[source.result]
+    def _beside(self, source: Source, slot: Slot, left: Mapping[str, Tensor]) -> fx.Node:
+        """The operators that stay in the norm's place, in the graph."""
+        draft, node = self.draft, source.value
+        inner = ".affine" if "scale" in left else ".shift"
+        place = f"{slot.path}{inner if slot.children else ''}" if slot.path else ""
+        shape = self._constant_shape(source)
+        for role, target in (("scale", aten.mul.Tensor), ("shift", aten.add.Tensor)):
+            if role not in left:
+                continue
+            name = f"{place}.{role}" if place else f"{source.layer}_{role}"
+            constant = draft.attribute(name, source.result, shape)
+            draft.changes.values[name] = left[role].view(shape)
+            with draft.graph.inserting_before(source.result):
+                node = draft.graph.call_function(target, (node, constant))
+            node.meta.update(source.result.meta)
+            draft.order[node] = draft.order[source.result]
         return node
 
     def _drop_tail(self, source: Source) -> None:

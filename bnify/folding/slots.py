@@ -51,12 +51,12 @@ def slot_of(draft: Draft, calls: list[Source]) -> Slot:
     module = draft.module(path)
     owned = path and module is not None and all(source.module == path for source in calls)
     if owned and module is not None:
+        if module._forward_pre_hooks:
+            raise Refused(Reason.HOOK_ON_NORM, "it has a forward pre-hook")
         try:
             children = {_children(draft, source) for source in calls}
             if len(children) == 1 and draft.calls_of(path) == len(calls):
                 _check_tensors(draft, path, calls)
-                if module._forward_pre_hooks:
-                    raise Refused(Reason.HOOK_ON_NORM, "it has a forward pre-hook")
                 return Slot(path, children.pop())
         except Refused as refused:
             if _is_norm_module(draft, path, calls[0]) or refused.reason is not _EXTRA:
@@ -98,8 +98,6 @@ def _children(draft: Draft, source: Source) -> tuple[str, ...]:
             if before_move is None:
                 raise Refused(_EXTRA, place_of(node))
             node = before_move
-        elif _is_absorbed(node):
-            node = node.args[0]  # type: ignore[assignment]
         else:
             raise Refused(_EXTRA, f"{place_of(node)} runs in it too")
     extra = inside - set(source.steps) - set(walked) - draft.static
@@ -109,11 +107,6 @@ def _children(draft: Draft, source: Source) -> tuple[str, ...]:
     if walked:
         _check_stays(draft, given, walked, alone=not children)
     return tuple(children)
-
-
-def _is_absorbed(node: fx.Node) -> bool:
-    """Whether this is a shift that an earlier fold left."""
-    return bool(node.meta.get("left"))
 
 
 def _child_behind(

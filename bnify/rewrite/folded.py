@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from bnify.borrow import own_generated_class
+from bnify.borrow import copy_model, own_generated_class
 from bnify.capture import Captured, tensor_at
 from bnify.changes import Change, Changes
 from bnify.errors import PlanError, SpecError
@@ -145,20 +145,24 @@ def _left(model: nn.Module, change: Change) -> nn.Module:
 
 
 def _shift(model: nn.Module, change: Change) -> None:
-    like = _like(model, change.path)
-    addition = plain_module("Shift", {"shift": torch.zeros(change.shape).to(like)}, operator.add)
-    if not change.names:
-        _replace(model, change.path, addition)
-        return
-    old = model.get_submodule(change.path)
-    children = [(name, old.get_submodule(name)) for name in change.names]
-    _replace(model, change.path, nn.Sequential(OrderedDict([("shift", addition), *children])))
+    _keep_constants(model, change, "shift", {"shift": operator.add})
 
 
 def _affine(model: nn.Module, change: Change) -> None:
+    _keep_constants(model, change, "affine", {"scale": operator.mul, "shift": operator.add})
+
+
+def _keep_constants(model: nn.Module, change: Change, kind: str, steps: dict[str, Any]) -> None:
+    """A norm becomes what of it stays by channel, and its children."""
     like = _like(model, change.path)
-    tensors = {name: torch.zeros(change.shape).to(like) for name in ("scale", "shift")}
-    _replace(model, change.path, plain_module("Affine", tensors, operator.mul, operator.add))
+    tensors = {name: torch.zeros(change.shape).to(like) for name in steps}
+    first = plain_module(kind.capitalize(), tensors, *steps.values())
+    if not change.names:
+        _replace(model, change.path, first)
+        return
+    old = model.get_submodule(change.path)
+    children = [(name, old.get_submodule(name)) for name in change.names]
+    _replace(model, change.path, nn.Sequential(OrderedDict([(kind, first), *children])))
 
 
 def _zero(model: nn.Module, change: Change) -> None:
@@ -236,7 +240,13 @@ def _weight(model: nn.Module, change: Change) -> None:
         ]
 
 
+def _clone(model: nn.Module, change: Change) -> None:
+    parent, _, leaf = change.path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, copy_model(model.get_submodule(change.path)))
+
+
 _CHANGES = {
+    "clone": _clone,
     "identity": _identity,
     "children": _children,
     "shift": _shift,

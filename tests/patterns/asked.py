@@ -183,6 +183,20 @@ ASKED_MERGES = (
         options=MERGE,
         either={"a": ANY, "b": ANY},
     ),
+    *(
+        pattern(
+            name,
+            lambda forward=forward: Net(forward, **{n: nn.Linear(6, 6) for n in "abc"}),
+            VECTOR,
+            options=MERGE,
+            either={"a": ANY, "b": ANY, "c": ANY},
+        )
+        for name, forward in (
+            ("linear branches, then linear", lambda m, x: m.c(m.a(x) + m.b(x)).tanh()),
+            ("linear, linear in a branch", lambda m, x: (m.c(m.a(x)) + m.b(x)).tanh()),
+            ("three linears in a row", lambda m, x: m.c(m.b(m.a(x))).tanh()),
+        )
+    ),
     pattern(
         "linear, linear: larger",
         lambda: Line(a=nn.Linear(6, 2), b=nn.Linear(2, 6)),

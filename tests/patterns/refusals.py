@@ -182,7 +182,27 @@ STUCK_NORMS = (
         lambda: Net(
             lambda m, x: m.bn(m.conv(x) + x).relu(), conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4)
         ),
-        skips={"bn": READ},
+        either={"bn": READ},
+        note="s·(W x + x) = (s·W + (s − 1)·I) x + x: the layer can take it alone",
+    ),
+    pattern(
+        "sum with an activation",
+        lambda: Net(
+            lambda m, x: m.bn(m.conv(x) + x.tanh()).relu(),
+            conv=nn.Conv2d(4, 4, 1),
+            bn=nn.BatchNorm2d(4),
+        ),
+        skips={"bn": (*READ, "nonlinearity-between")},
+    ),
+    pattern(
+        "sum with the input of another layer",
+        lambda: Net(
+            lambda m, x, y: m.bn(m.conv(x) + y).relu(),
+            conv=nn.Conv2d(4, 4, 1),
+            bn=nn.BatchNorm2d(4),
+        ),
+        lambda: (draw(3, 4, 6, 6)(), draw(3, 4, 6, 6)().flip(0)),
+        skips={"bn": (*READ, "nonlinearity-between")},
     ),
     pattern(
         "sum with one channel of the input",

@@ -98,8 +98,10 @@ class Changes:
         weights: Weights to be scaled, by name.
         values: New values of other tensors, float64, by name; some are new themselves.
         tree: Changes of the module tree, in order.
+        graph_only: Names of values that the module tree keeps elsewhere.
     """
 
     weights: dict[str, Scaled] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
     tree: list[Change] = field(default_factory=list)
+    graph_only: set[str] = field(default_factory=set)

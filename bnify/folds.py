@@ -184,9 +184,7 @@ def _verified(
     raise _failed(work, captured, folded, verification)
 
 
-def _measure(
-    work: _Work, captured: Captured, folded: Folded
-) -> tuple[Verification, nn.Module]:
+def _measure(work: _Work, captured: Captured, folded: Folded) -> tuple[Verification, nn.Module]:
     """The verdict on one fold, and what was measured.
 
     It is measured on float64 copies, and in the model's own dtype as it will be handed out.
@@ -203,9 +201,7 @@ def _measure(
     return verdict, delivered
 
 
-def _guilty(
-    work: _Work, captured: Captured, folded: Folded
-) -> dict[str, Skip]:
+def _guilty(work: _Work, captured: Captured, folded: Folded) -> dict[str, Skip]:
     """The edits that fail by themselves, found by halving."""
 
     def fails(edits: tuple[Edit, ...]) -> bool:
@@ -311,4 +307,3 @@ def _again(captured: Captured, options: FoldOptions, folded: Folded) -> Folded:
     again = fold_graph(captured, options, only=wanted)
     check_same(folded.edits, again)
     return again
-

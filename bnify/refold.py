@@ -36,9 +36,7 @@ class Refolded:
         PlanError: The fold comes out otherwise in float64.
     """
 
-    def __init__(
-        self, model: nn.Module, call: Call, options: FoldOptions, folded: Folded
-    ) -> None:
+    def __init__(self, model: nn.Module, call: Call, options: FoldOptions, folded: Folded) -> None:
         self.edits = folded.edits
         self.as_graph = options.as_graph
         self._tree: nn.Module | None = None

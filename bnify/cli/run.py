@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 import bnify
-from bnify.cli import doctor, export, insert, verify
+from bnify.cli import doctor, export, fold, insert, verify
 from bnify.cli.grouped import GroupedCommand
 from bnify.cli.options import Form
 from bnify.cli.streams import Streams, wants_color
@@ -21,12 +21,14 @@ from bnify.errors import BnifyError, UsageError
 #: In the order of ``--help``. Each is one Python function of the same name.
 VERBS: Final[tuple[Callable[..., Any], ...]] = (
     insert.insert,
+    fold.fold,
     export.export,
     verify.verify,
     doctor.doctor,
 )
 SHORT: Final = {
     "insert": "Put norms into a model, where they belong.",
+    "fold": "Fold trained norms into weights.",
     "export": "Write a model as a verified ONNX file.",
     "verify": "Judge one model or file by another.",
     "doctor": "Show what is installed and what is missing.",

@@ -32,6 +32,7 @@ def number(value: Any) -> Any:
 
 def rerun(node: fx.Node, replacement: Callable[[fx.Node], Tensor]) -> Any:
     """Run an operator again with other tensors for the values that it reads."""
+
     def fill(value: Any) -> Any:
         if isinstance(value, fx.Node):
             return value.meta["number"] if "number" in value.meta else replacement(value)

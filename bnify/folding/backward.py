@@ -11,14 +11,13 @@ from torch.nn.modules.padding import _ConstantPadNd
 from bnify import ops
 from bnify.algebra import Affine
 from bnify.folding.arguments import arguments, place_of
+from bnify.folding.beside import ATTENTION, mapped, push_attention, push_product, push_sum
 from bnify.folding.channels import Flow
-from bnify.folding.draft import Draft, Transaction
+from bnify.folding.draft import Draft
 from bnify.folding.families import (
     AVERAGES,
-    CASTS,
     LISTS,
     MAXIMA,
-    NONLINEAR,
     PRODUCTS,
     SUMS,
     adds_zeros,
@@ -29,12 +28,12 @@ from bnify.folding.families import (
     numbers,
     padding_of,
     pooled_axes,
+    stuck,
 )
-from bnify.folding.layers import CONVS, Layer
+from bnify.folding.layers import Layer
 from bnify.folding.refusal import NeedsBias, Refused
+from bnify.folding.transaction import Transaction
 from bnify.reason import Reason
-
-_ATTENTION = "scaled_dot_product_attention"
 
 
 class Backward:
@@ -94,17 +93,17 @@ class Backward:
         elif name in MAXIMA:
             self._maximum(value, flow)
         elif name in SUMS:
-            self._sum(value, flow)
+            push_sum(self, value, flow)
         elif name in PRODUCTS:
-            self._product(value, flow)
+            push_product(self, value, flow)
         elif name == "neg":
-            self.push(source, value, _mapped(flow, flow.affine.scale, -flow.affine.shift))
+            self.push(source, value, mapped(flow, flow.affine.scale, -flow.affine.shift))
         elif name in ops.NORMS:
             self._norm(value, flow)
-        elif name == _ATTENTION or name in ("matmul", "bmm"):
-            self._attention(value, flow)
+        elif name == ATTENTION or name in ("matmul", "bmm"):
+            push_attention(self, value, flow)
         else:
-            raise self._stuck(value)
+            raise stuck(self.draft, value)
 
     # -- who else reads --------------------------------------------------------------------------
 
@@ -179,7 +178,7 @@ class Backward:
                     Reason.ANOTHER_CONSUMER, f"{place_of(current)} is read more than once"
                 )
             step, current = current, ops.first(current)  # type: ignore[assignment]
-        self.txn.set(source, step, self.draft.value(source) * scale + shift)
+        self.txn.give(source, step, self.draft.value(source) * scale + shift)
         self.into[str(source.target)] = None
 
     def _follow(self, value: fx.Node, source: fx.Node) -> Tensor:
@@ -215,9 +214,9 @@ class Backward:
             scale, shift = flow.elementwise(shape)
         if not isinstance(bias, fx.Node) and bool(shift.any()):
             raise NeedsBias(Reason.NO_ABSORBER, f"{place_of(value)} has no shift")
-        self.txn.set(weight, value, self.draft.value(weight) * scale)
+        self.txn.give(weight, value, self.draft.value(weight) * scale)
         if isinstance(bias, fx.Node):
-            self.txn.set(bias, value, self.draft.value(bias) * scale + shift)
+            self.txn.give(bias, value, self.draft.value(bias) * scale + shift)
         self.into[str(weight.target).rpartition(".")[0] or str(weight.target)] = None
 
     # -- passages --------------------------------------------------------------------------------
@@ -231,14 +230,15 @@ class Backward:
         """One of several parts (``chunk``), or the values of a maximum with its places."""
         name = ops.name_of(lister)
         if name not in LISTS:
-            if value.args[1] == 0 and len(self.draft.readers(lister)) == 1:
+            others = [r for r in self.draft.readers(lister) if r is not value]
+            if value.args[1] == 0 and not any(self.draft.readers(r) for r in others):
                 if name in MAXIMA:
                     self._maximum(lister, flow)
                     return
                 if name in ops.NORMS:
                     self._norm(lister, flow)
                     return
-            raise self._stuck(lister)
+            raise stuck(self.draft, lister)
         source: Any = ops.first(lister)
         places = moved(lister, numbers(source.meta["shape"]), self.draft.value)
         flow = flow.moved_back(places[value.args[1]].long(), source.meta["shape"])
@@ -249,26 +249,36 @@ class Backward:
 
     def _padded(self, value: fx.Node, flow: Flow) -> None:
         source: Any = ops.first(value)
-        _, constant = padding_of(value)
-        mapped = flow.affine.scale[flow.used] * constant + flow.affine.shift[flow.used]
-        if bool((mapped != mapped[0]).any()):
-            raise Refused(
-                Reason.PADDED_CONSTANT, f"{place_of(value)} pads with {constant:g} before the norm"
-            )
-        padded = float(mapped[0])
-        if padded != constant:
-            module = self.draft.module(value.meta["module"])
-            alone = self.draft.calls_of(value.meta["module"]) == 1
-            if not self.draft.as_graph and not (isinstance(module, _ConstantPadNd) and alone):
-                raise Refused(
-                    Reason.PADDED_CONSTANT, f"{place_of(value)} pads with {constant:g} in a forward"
-                )
-            self.txn.padding[value] = padded
         marked = self._unpadded(value, source)
+        if bool((marked < 0).any()):  # a negative padding crops
+            self._map_constant(value, flow)
         inside = marked >= 0
         scale_at = torch.where(inside, flow.dense, torch.full_like(flow.dense, -1))
         inner = Flow(flow.affine, flow.shape, None, scale_at)
         self.push(source, value, inner.moved_back(marked.clamp(min=0), source.meta["shape"]))
+
+    def _map_constant(self, value: fx.Node, flow: Flow) -> None:
+        """Let the padding be what the map makes of it.
+
+        Raises:
+            Refused: That is not one number, or it cannot be set.
+        """
+        _, constant = padding_of(value)
+        constants = flow.affine.scale[flow.used] * constant + flow.affine.shift[flow.used]
+        padded = float(constants[0])
+        if bool((constants != padded).any()):
+            raise Refused(
+                Reason.PADDED_CONSTANT, f"{place_of(value)} pads with {constant:g} before the norm"
+            )
+        if padded == constant:
+            return
+        path = value.meta["module"]
+        in_module = isinstance(self.draft.module(path), _ConstantPadNd)
+        if not self.draft.as_graph and not (in_module and self.draft.calls_of(path) == 1):
+            raise Refused(
+                Reason.PADDED_CONSTANT, f"{place_of(value)} pads with {constant:g} in a forward"
+            )
+        self.txn.padding[value] = padded
 
     def _unpadded(self, value: fx.Node, source: fx.Node) -> Tensor:
         """Where each element of a padded value comes from; -1 for padding."""
@@ -336,7 +346,7 @@ class Backward:
                 f"{place_of(value)}, and the scale of {flow.negative} channels is negative",
             )
         if arguments(value).get("other") is not None:
-            raise self._stuck(value)
+            raise stuck(self.draft, value)
         self.push(source, value, self._before_pooling(value, source, flow))
 
     def _before_pooling(self, value: fx.Node, source: fx.Node, flow: Flow) -> Flow:
@@ -348,204 +358,14 @@ class Backward:
             flow = Flow(flow.affine, tuple(dense.shape), None, dense)
         return flow.spread(axes, shape)
 
-    # -- with other values -----------------------------------------------------------------------
+    def fork(self) -> Backward:
+        """The same on a copy of what is to be changed, to try something."""
+        return Backward(self.txn.branch())
 
-    def _sum(self, value: fx.Node, flow: Flow) -> None:
-        """``a ± k·b``: the scale goes to both, the shift to one of them."""
-        given = arguments(value)
-        a, b, alpha = given["self"], given["other"], given.get("alpha", 1)
-        if ops.name_of(value) == "rsub":
-            a, b = b, a
-        sign = -alpha if ops.name_of(value) in ("sub", "rsub") else alpha
-        for one, other in ((a, b), (b, a)):
-            if not isinstance(one, fx.Node):  # x + 2: s·(x + 2) + t = (s·x + (s - 1)·2 + t) + 2
-                self._beside_constant(value, other, one, a is other, sign, flow)
-                return
-            if one in self.draft.static and self._constant(value, one, flow):
-                number = self.draft.value(one)
-                self._beside_constant(value, other, number, a is other, sign, flow)
-                return
-        if a is b:
-            raise Refused(Reason.ANOTHER_CONSUMER, f"{place_of(value)} reads it twice")
-        bare = flow.without_shift()
-        shift_of_b = _mapped(flow, flow.affine.scale, flow.affine.shift / sign) if sign else flow
-        refusals = []
-        for first, second in ((flow, bare), (bare, shift_of_b)):
-            tried = Backward(self.txn.branch())
-            try:
-                tried._operands(value, (a, first), (b, second))
-            except Refused as refused:
-                refusals.append(refused)
-                if not flow.shifts:
-                    break
-                continue
-            self.txn.adopt(tried.txn)
-            self.into |= tried.into
-            return
-        raise refusals[0]
-
-    def _operands(self, value: fx.Node, *operands: tuple[fx.Node, Flow]) -> None:
-        """Push into both; a layer's own input beside it stays, and the layer makes up for it."""
-        failed: list[tuple[fx.Node, Flow, Refused]] = []
-        for node, flow in operands:
-            tried = Backward(self.txn.branch())
-            try:
-                tried.push(node, value, flow.operand(node.meta["shape"]))
-            except Refused as refused:
-                failed.append((node, flow, refused))
-                continue
-            self.txn.adopt(tried.txn)
-            self.into |= tried.into
-        if not failed:
-            return
-        node, flow, refused = failed[0]
-        if len(failed) > 1 or flow.shifts or ops.name_of(value) != "add":
-            raise refused
-        self._make_up(value, node, flow, refused)
-
-    def _make_up(self, value: fx.Node, identity: fx.Node, flow: Flow, refused: Refused) -> None:
-        """``s·(conv(x) + x) = (s·conv(x) + (s - 1)·x) + x``: one more tap in the middle."""
-        if arguments(value).get("alpha", 1) != 1 or identity.meta["shape"] != value.meta["shape"]:
-            raise refused
-        for proposal in list(self.txn.proposals.values()):
-            layer = proposal.layer
-            if layer.value is identity and passes_input_on(layer) and self._summand(layer, value):
-                self.txn.add_tap(layer, flow.vector(layer.axis).scale - 1)
-                return
-        raise refused
-
-    def _summand(self, layer: Layer, total: fx.Node) -> bool:
-        """Whether a layer's result enters a sum as it is."""
-        node = layer.node
-        while node is not total:
-            readers = self.draft.readers(node)
-            if len(readers) != 1 or ops.name_of(readers[0]) != "add":
-                return False
-            if arguments(readers[0]).get("alpha", 1) != 1:
-                return False
-            node = readers[0]
-        return True
-
-    def _constant(self, value: fx.Node, static: fx.Node, flow: Flow) -> bool:
-        """Whether a static operand is the same for a whole channel."""
-        return flow.by_channel(self.draft.value(static)) is not None
-
-    def _beside_constant(
-        self, value: fx.Node, other: Any, number: Any, first: bool, sign: float, flow: Flow
-    ) -> None:
-        """``x ± k`` with a constant k, which stays: s(x ± k) + t = (s·x + t ± (s - 1)k) ± k."""
-        by_channel = flow.by_channel(torch.as_tensor(number, dtype=torch.float64))
-        scale, shift = flow.affine.scale, flow.affine.shift
-        if by_channel is None or not isinstance(other, fx.Node):
-            raise self._stuck(value)
-        if first:  # x ± k
-            mapped = _mapped(flow, scale, shift + (scale - 1) * sign * by_channel)
-        elif sign:  # k ± x: x gets the shift through the sign
-            mapped = _mapped(flow, scale, (shift + (scale - 1) * by_channel) / sign)
-        else:
-            raise self._stuck(value)
-        self.push(other, value, mapped.operand(other.meta["shape"]))
-
-    def _product(self, value: fx.Node, flow: Flow) -> None:
-        """``k·x`` with a constant k, which stays: s·k·x + t = k·(s·x + t/k)."""
-        given = arguments(value)
-        a, b = given["self"], given["other"]
-        divides = ops.name_of(value) == "div"
-        if given.get("rounding_mode") is not None:
-            raise self._stuck(value)
-        for x, k in ((a, b), (b, a)):
-            if (isinstance(k, fx.Node) and k not in self.draft.static) or (divides and x is b):
-                continue
-            if not isinstance(x, fx.Node):
-                continue
-            number = self.draft.value(k) if isinstance(k, fx.Node) else k
-            factor = flow.by_channel(torch.as_tensor(number, dtype=torch.float64))
-            if factor is None:
-                raise Refused(Reason.WRONG_AXIS, f"{place_of(value)} scales each element apart")
-            shift = flow.affine.shift * factor if divides else flow.affine.shift / factor
-            shift = torch.where(flow.affine.shift == 0, 0.0, shift)
-            if not bool(shift.isfinite().all()):
-                raise Refused(Reason.NO_ABSORBER, f"{place_of(value)} multiplies by 0")
-            self.push(x, value, _mapped(flow, flow.affine.scale, shift).operand(x.meta["shape"]))
-            return
-        raise self._stuck(value)
-
-    def _attention(self, value: fx.Node, flow: Flow) -> None:
-        """Weights that add up to 1 average the values: the map goes to the values."""
-        given = arguments(value)
-        if ops.name_of(value) == _ATTENTION:
-            weights_sum_to_one = not given.get("dropout_p")
-            values = given["value"]
-        else:
-            left, values = value.args[0], value.args[1]
-            weights_sum_to_one = isinstance(left, fx.Node) and self._is_softmax(left)
-        if not weights_sum_to_one or not isinstance(values, fx.Node):
-            raise self._stuck(value)
-        shape = values.meta["shape"]
-        if len(shape) != len(flow.shape) or shape[-1] != flow.shape[-1]:
-            raise self._stuck(value)
-        axis = len(shape) - 2
-        if flow.shape[:axis] != shape[:axis]:
-            raise self._stuck(value)
-        self.push(values, value, flow.spread([axis], shape))
-
-    def _is_softmax(self, node: fx.Node) -> bool:
-        """Whether the last axis adds up to 1."""
-        while is_dropout_off(node) or is_same_dtype(node) or ops.name_of(node) == "contiguous":
-            before = ops.first(node)
-            if before is None:
-                return False
-            node = before
-        if ops.name_of(node) not in ("softmax", "_softmax"):
-            return False
-        return bool(node.args[1] in (-1, len(node.meta["shape"]) - 1))
-
-    def _stuck(self, value: fx.Node) -> Refused:
-        return stuck(self.draft, value)
-
-
-def stuck(draft: Draft, node: fx.Node) -> Refused:
-    """Why an operator lets no affine map pass."""
-    name = ops.name_of(node)
-    live = [s for s in ops.sources(node) if s not in draft.static]
-    if name in NONLINEAR and not (name in ops.PRODUCTS or name in CASTS):
-        what = place_of(node)
-        if name in PRODUCTS and len(live) > 1:
-            what = f"{what} multiplies two values"
-        return Refused(Reason.NONLINEARITY_BETWEEN, what)
-    return Refused(Reason.NO_ABSORBER, f"{place_of(node)} takes no affine map")
-
-
-def passes_input_on(layer: Layer) -> bool:
-    """Whether one more tap in the middle makes a layer add its own input to its result."""
-    if layer.value is None or layer.value.meta["shape"] != layer.node.meta["shape"]:
-        return False
-    if layer.kernel.kind == "linear":
-        return True
-    if ops.name_of(layer.node) not in CONVS:
-        return False
-    given = arguments(layer.node)
-    kernel = layer.weight.meta["shape"][2:]
-    if any(k % 2 == 0 for k in kernel) or any(s != 1 for s in given["stride"]):
-        return False
-    if isinstance(given["padding"], str):
-        return bool(given["padding"] == "same" or all(k == 1 for k in kernel))
-    steps = zip(
-        kernel,
-        _each(given["padding"], len(kernel)),
-        _each(given["dilation"], len(kernel)),
-        strict=True,
-    )
-    return all(p == d * (k - 1) // 2 for k, p, d in steps)
-
-
-def _each(values: Any, count: int) -> list[int]:
-    listed = list(values)
-    return listed * count if len(listed) == 1 else listed
-
-
-def _mapped(flow: Flow, scale: Tensor, shift: Tensor) -> Flow:
-    return Flow(Affine(scale, shift), flow.shape, flow.axis, flow.index)
+    def adopt(self, tried: Backward) -> None:
+        """Take over what was tried."""
+        self.txn.adopt(tried.txn)
+        self.into |= tried.into
 
 
 def _flat(node: fx.Node) -> list[fx.Node]:

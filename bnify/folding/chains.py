@@ -10,11 +10,12 @@ from torch import Tensor
 
 from bnify.algebra import chained_linear
 from bnify.changes import Change
-from bnify.folding.draft import Draft, Transaction
+from bnify.folding.draft import Draft
 from bnify.folding.families import is_dropout_off
 from bnify.folding.geometry import Geometry, alone_in_module, geometry_of, reshape_layer
 from bnify.folding.layers import Layer
 from bnify.folding.refusal import Refused
+from bnify.folding.transaction import Transaction
 from bnify.plan import Edit
 
 

@@ -74,9 +74,7 @@ class Flow:
 
     def without_shift(self) -> Flow:
         """The scale alone."""
-        return replace(
-            self, affine=Affine(self.affine.scale, torch.zeros_like(self.affine.shift))
-        )
+        return replace(self, affine=Affine(self.affine.scale, torch.zeros_like(self.affine.shift)))
 
     def vector(self, axis: int) -> Affine:
         """The affine map by position along an axis, (length of the axis,).

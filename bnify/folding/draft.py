@@ -1,25 +1,22 @@
 """The recording while it is being folded, with the tensors as they are by now.
 
-Steps collect what they would change in a :class:`Transaction`; nothing happens before all of it
-is known to be possible.
+Steps collect what they would change in a :class:`~bnify.folding.transaction.Transaction`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from bnify import ops
-from bnify.algebra import Affine, identity_kernel, scaled
 from bnify.capture import Captured, ModuleCall, copied, tensor_at
-from bnify.changes import Change, Changes, Scaled
+from bnify.changes import Change, Changes
 from bnify.double import widened
 from bnify.folding.arguments import place_of, rerun
-from bnify.folding.layers import Layer, check_bake, read_layer
+from bnify.folding.layers import Layer, read_layer
 from bnify.folding.refusal import Refused
 from bnify.reason import Reason
 
@@ -55,7 +52,8 @@ class Draft:
                 self._attributes[str(node.target)] = node
             if node.op == "get_attr" or (
                 node.op == "call_function"
-                and all(s in self.static for s in ops.sources(node))
+                and "number" not in node.meta
+                and all(s in self.static or "number" in s.meta for s in ops.sources(node))
                 and not node.meta.get("writes")
             ):
                 self.static.add(node)
@@ -176,18 +174,16 @@ class Draft:
             Refused: It is no tensor of the model, or others depend on it too.
         """
         name = str(node.target)
-        if name in self.captured.constants:
+        if name in self.captured.constants or name in self.changes.graph_only:
             raise Refused(Reason.NO_ABSORBER, f"{place_of(node)} is a constant")
         if node.meta.get("alias") in self.overwritten:
             raise Refused(Reason.COMPUTED_WEIGHT, f"forward writes to {name}")
-        others = [user for user in self.readers(node) if user not in set(allowed)]
+        ours = set(allowed)
+        others = [user for user in self.readers(node) if user not in ours]
         if others:
-            owner = name.rpartition(".")[0]
-            reason = (
-                Reason.SHARED_LAYER
-                if all(user.meta.get("module") == owner for user in others)
-                else Reason.TIED_WEIGHTS
-            )
+            where = {user.meta.get("module") for user in ours}
+            same = all(user.meta.get("module") in where for user in others)
+            reason = Reason.SHARED_LAYER if same else Reason.TIED_WEIGHTS
             raise Refused(reason, f"{name} is also read by {place_of(others[0])}")
         tied = self._sharing.get(name, ())
         if tied:
@@ -257,8 +253,9 @@ class Draft:
 def _wide(node: fx.Node) -> fx.Node:
     """The node, with casts to other floating-point types as casts to float64, on the CPU."""
     changed = {k: widened(v) for k, v in node.kwargs.items() if k != "device"}
-    args = tuple(widened(a) if not isinstance(a, torch.device) else torch.device("cpu")
-                 for a in node.args)
+    args = tuple(
+        widened(a) if not isinstance(a, torch.device) else torch.device("cpu") for a in node.args
+    )
     if changed == dict(node.kwargs) and args == tuple(node.args):
         return node
     twin = object.__new__(_Call)
@@ -304,264 +301,3 @@ def _sharing(captured: Captured) -> dict[str, list[str]]:
             if others:
                 sharing[name] = others
     return sharing
-
-
-# -- one step, all or nothing ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """What one layer would become.
-
-    Attributes:
-        layer: The layer.
-        out: Factor of each output channel.
-        inp: Factor of each input channel.
-        bias: The new bias; None while it is as it was.
-        tap: What is added to the weight to pass the layer's own input on, by channel.
-        rows: For an embedding, the new table.
-    """
-
-    layer: Layer
-    out: Tensor | None = None
-    inp: Tensor | None = None
-    bias: Tensor | None = None
-    tap: Tensor | None = None
-    table: Tensor | None = None
-
-
-@dataclass
-class Transaction:
-    """The changes of one step, before they are made."""
-
-    draft: Draft
-    proposals: dict[fx.Node, Proposal] = field(default_factory=dict)
-    tensors: dict[fx.Node, tuple[fx.Node, Tensor]] = field(default_factory=dict)
-    padding: dict[fx.Node, float] = field(default_factory=dict)
-    removals: list[Callable[[], None]] = field(default_factory=list)
-
-    def branch(self) -> Transaction:
-        """A copy to try something on."""
-        return Transaction(
-            self.draft,
-            dict(self.proposals),
-            dict(self.tensors),
-            dict(self.padding),
-            list(self.removals),
-        )
-
-    def adopt(self, tried: Transaction) -> None:
-        """Take over what was tried on a copy."""
-        self.proposals, self.tensors = tried.proposals, tried.tensors
-        self.padding, self.removals = tried.padding, tried.removals
-
-    def proposal(self, layer: Layer) -> Proposal:
-        """What the layer would become by now."""
-        return self.proposals.get(layer.node) or Proposal(layer)
-
-    def bias(self, layer: Layer) -> Tensor | None:
-        """The layer's bias by now, float64, (output channels,)."""
-        proposed = self.proposal(layer).bias
-        if proposed is not None:
-            return proposed
-        return None if layer.bias is None else self.draft.value(layer.bias).reshape(-1)
-
-    def scale_outputs(self, layer: Layer, affine: Affine) -> None:
-        """Let the layer give ``scale·y + shift`` for y; exact for every linear layer."""
-        was = self.proposal(layer)
-        bias = self.bias(layer)
-        changed = affine.shift if bias is None else affine.scale * bias + affine.shift
-        moves = bias is not None or bool(affine.shift.any())
-        self.proposals[layer.node] = replace(
-            was,
-            out=affine.scale if was.out is None else was.out * affine.scale,
-            tap=None if was.tap is None else was.tap * affine.scale,
-            bias=changed if moves else was.bias,
-        )
-
-    def scale_inputs(self, layer: Layer, affine: Affine, gained: Tensor | None) -> None:
-        """Let the layer take x for ``scale·x + shift``; ``gained`` is what the shift amounts to."""
-        was = self.proposal(layer)
-        bias = self.bias(layer)
-        if gained is not None:
-            bias = gained if bias is None else bias + gained
-        self.proposals[layer.node] = replace(
-            was,
-            inp=affine.scale if was.inp is None else was.inp * affine.scale,
-            tap=None if was.tap is None else was.tap * affine.scale,
-            bias=bias if gained is not None else was.bias,
-        )
-
-    def add_tap(self, layer: Layer, scale: Tensor) -> None:
-        """Let the layer add ``scale·x`` of its own input to its result."""
-        was = self.proposal(layer)
-        self.proposals[layer.node] = replace(
-            was, tap=scale if was.tap is None else was.tap + scale
-        )
-
-    def set_table(self, layer: Layer, table: Tensor) -> None:
-        """Give an embedding other rows."""
-        self.proposals[layer.node] = replace(self.proposal(layer), table=table)
-
-    def set(self, node: fx.Node, reader: fx.Node, value: Tensor) -> None:
-        """Give a tensor that ``reader`` reads another value, float64."""
-        self.draft.check_writable(node, [reader])
-        if node in self.tensors and not torch.equal(self.tensors[node][1], value):
-            raise Refused(Reason.SHARED_LAYER, f"{node.target} would need two values")
-        self.tensors[node] = (reader, value)
-
-    def effective(self, layer: Layer) -> Tensor:
-        """The layer's weight by now, with what is proposed, float64."""
-        was = self.proposal(layer)
-        weight = self.draft.weight(layer)
-
-        def place(factor: Tensor | None) -> Tensor | None:
-            return None if factor is None else factor.to(weight.device)
-
-        result = scaled(weight, layer.kernel, place(was.out), place(was.inp))
-        if was.tap is not None:
-            result = result + identity_kernel(weight.shape, layer.kernel, place(was.tap))
-        return result
-
-    # -- in earnest ------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        """Refuse the step if a tensor would be changed that others depend on.
-
-        Raises:
-            Refused: The first tensor that cannot be written.
-        """
-        by_weight: dict[fx.Node, list[Proposal]] = {}
-        for proposal in self.proposals.values():
-            layer = proposal.layer
-            by_weight.setdefault(layer.source, []).append(proposal)
-            if layer.why_fixed:
-                raise Refused(*layer.why_fixed)
-            if proposal.bias is not None and layer.bias is None and not layer.takes_bias:
-                raise Refused(Reason.NO_ABSORBER, f"{layer.label} can take no bias")
-        baked = [p.layer for p in self.proposals.values() if p.layer.baked]
-        if baked:
-            check_bake(baked)
-        by_target: dict[str, list[Proposal]] = {}
-        for proposal in self.proposals.values():
-            by_target.setdefault(proposal.layer.target, []).append(proposal)
-        if any(not _equal(same[0], other) for same in by_target.values() for other in same[1:]):
-            label = next(iter(self.proposals.values())).layer.label
-            raise Refused(Reason.SHARED_LAYER, f"{label} would need two weights")
-        for source, proposals in by_weight.items():
-            if source.op == "get_attr" and not proposals[0].layer.baked:
-                readers = [step for p in proposals for step in p.layer.steps]
-                self.draft.check_writable(source, readers)
-        biases: dict[fx.Node, list[Proposal]] = {}
-        for proposal in self.proposals.values():
-            if proposal.bias is not None and proposal.layer.bias is not None:
-                biases.setdefault(proposal.layer.bias, []).append(proposal)
-        for node, proposals in biases.items():
-            if node.op != "get_attr":
-                raise Refused(
-                    Reason.COMPUTED_WEIGHT, f"the bias of {proposals[0].layer.label} is computed"
-                )
-            self.draft.check_writable(node, [p.layer.node for p in proposals])
-            if any(not _equal(proposals[0], other) for other in proposals[1:]):
-                raise Refused(
-                    Reason.SHARED_LAYER, f"{proposals[0].layer.label} would need two biases"
-                )
-
-    def commit(self) -> None:
-        """Make the changes, in the graph and in what the model's tensors become."""
-        draft = self.draft
-        done: set[str] = set()
-        biased: set[str] = set()
-        for proposal in self.proposals.values():
-            layer = proposal.layer
-            if layer.target not in done:
-                done.add(layer.target)
-                self._write_weight(proposal)
-            if layer.baked:
-                self._read_baked(layer)
-            if proposal.bias is not None:
-                self._write_bias(proposal, biased)
-        for node, (_, value) in self.tensors.items():
-            draft.changes.values[str(node.target)] = value
-        for node, constant in self.padding.items():
-            self._write_padding(node, constant)
-        for removal in self.removals:
-            removal()
-        draft.forget()
-
-    def _write_weight(self, proposal: Proposal) -> None:
-        layer, changes = proposal.layer, self.draft.changes
-        if proposal.table is not None:
-            changes.values[str(layer.source.target)] = proposal.table
-            return
-        if layer.name is None or layer.name in changes.values:  # viewed, baked, merged: as a whole
-            changes.values[layer.target] = layer.stored(self.effective(layer))
-            return
-        if proposal.tap is not None:
-            changes.weights[layer.name] = Scaled(layer.kernel, dense=self.effective(layer))
-            return
-        pending = changes.weights.get(layer.name) or Scaled(layer.kernel)
-        pending.out = _times(pending.out, proposal.out)
-        pending.inp = _times(pending.inp, proposal.inp)
-        changes.weights[layer.name] = pending
-
-    def _read_baked(self, layer: Layer) -> None:
-        """Let the operator read the baked tensor."""
-        draft = self.draft
-        node = draft.attribute(layer.target, layer.weight, layer.weight.meta["shape"])
-        layer.node.replace_input_with(layer.weight, node)
-        path, _, leaf = layer.target.rpartition(".")
-        change = Change(kind="bake", path=path, names=(leaf,))
-        if change not in draft.changes.tree:
-            draft.changes.tree.append(change)
-
-    def _write_bias(self, proposal: Proposal, biased: set[str]) -> None:
-        layer, draft = proposal.layer, self.draft
-        bias = proposal.bias
-        if bias is None:
-            return
-        if layer.bias is not None:
-            name = str(layer.bias.target)
-            draft.changes.values[name] = bias.reshape(layer.bias.meta["shape"])
-            return
-        name = layer.bias_name
-        node = draft.attribute(name, layer.weight, (len(bias),))
-        layer.set_bias(node)
-        draft.changes.values[name] = bias
-        if name not in biased:
-            biased.add(name)
-            change = Change(kind="bias", path=layer.path, shape=(len(bias),))
-            if change not in draft.changes.tree:
-                draft.changes.tree.append(change)
-
-    def _write_padding(self, node: fx.Node, constant: float) -> None:
-        values = list(node.args)
-        position = 3 if ops.name_of(node) == "pad" else 2
-        while len(values) <= position:
-            values.append("constant" if len(values) == 2 and position == 3 else None)
-        values[position] = constant
-        node.args = tuple(values)
-        path = node.meta["module"]
-        self.draft.changes.tree.append(
-            Change(kind="constant", path=path, values={"value": constant})
-        )
-
-
-def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a * b
-
-
-def _equal(a: Proposal, b: Proposal) -> bool:
-    """Whether two calls of one layer would have it become the same."""
-    return all(
-        (x is None and y is None) or (x is not None and y is not None and torch.equal(x, y))
-        for x, y in (
-            (a.out, b.out),
-            (a.inp, b.inp),
-            (a.bias, b.bias),
-            (a.tap, b.tap),
-            (a.table, b.table),
-        )
-    )

@@ -11,13 +11,14 @@ from torch import Tensor, fx, nn
 from bnify.capture import Captured
 from bnify.changes import Change, Changes
 from bnify.folding.backward import Backward
-from bnify.folding.draft import Draft, Transaction
+from bnify.folding.draft import Draft
 from bnify.folding.forward import Forward
 from bnify.folding.merge import merge_all
 from bnify.folding.options import FoldOptions
 from bnify.folding.refusal import NeedsBias, Refused
 from bnify.folding.slots import Slot, neutral_values, replaced_hooks, slot_of
 from bnify.folding.sources import Source, by_layer, find_sources, renew
+from bnify.folding.transaction import Transaction
 from bnify.folding.untie import tie_again, untie_calls
 from bnify.plan import Edit, Skip
 from bnify.reason import Reason
@@ -399,6 +400,8 @@ class _Engine:
             name = f"{place}.{role}" if place else f"{source.layer}_{role}"
             constant = draft.attribute(name, source.result, shape)
             draft.changes.values[name] = left[role].view(shape)
+            if not place:
+                draft.changes.graph_only.add(name)
             with draft.graph.inserting_before(source.result):
                 node = draft.graph.call_function(target, (node, constant))
             node.meta.update(source.result.meta)
@@ -463,13 +466,10 @@ def _told(refusals: list[Refused]) -> Refused:
         return refusals[0]
     back, ahead = refusals
     chosen = back
-    if back.reason in _VAGUE and ahead.reason not in (*_VAGUE, Reason.VALUE_IS_OUTPUT):
-        chosen = ahead
-    elif back.reason is Reason.NO_ABSORBER and ahead.reason is Reason.NONLINEARITY_BETWEEN:
+    if (back.reason in _VAGUE and ahead.reason not in (*_VAGUE, Reason.VALUE_IS_OUTPUT)) or (back.reason is Reason.NO_ABSORBER and ahead.reason is Reason.NONLINEARITY_BETWEEN):
         chosen = ahead
     before = f"before it: {back.detail}" if back.detail else ""
     after = f"after it: {ahead.detail}" if ahead.detail else ""
     if isinstance(back, NeedsBias):
         return NeedsBias(chosen.reason, "; ".join(filter(None, (before, after))))
     return Refused(chosen.reason, "; ".join(filter(None, (before, after))))
-

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, fx
 
 from bnify import ops
-from bnify.folding.arguments import arguments, rerun
+from bnify.folding.arguments import arguments, place_of, rerun
+from bnify.folding.refusal import Refused
+from bnify.reason import Reason
+
+if TYPE_CHECKING:
+    from bnify.folding.draft import Draft
 
 #: They move elements, repeat them or leave some out; nothing is computed.
 MOVERS: Final = (ops.VIEWS - {"constant_pad_nd", "getitem", "to", "_to_copy", "type_as", "pad"}) | {
@@ -86,6 +91,8 @@ def is_mover(node: fx.Node) -> bool:
     name = ops.name_of(node)
     if name == "pad":
         return padding_of(node)[0] != "constant"
+    if name == "im2col":
+        return not any(arguments(node)["padding"])
     return name in MOVERS
 
 
@@ -124,3 +131,14 @@ def adds_zeros(node: fx.Node) -> str:
     if name.startswith("avg_pool") and given.get("count_include_pad") and any(given["padding"]):
         return "padded zeros enter the average"
     return ""
+
+
+def stuck(draft: Draft, node: fx.Node) -> Refused:
+    """Why an operator lets no affine map pass."""
+    name, what = ops.name_of(node), place_of(node)
+    live = [s for s in ops.sources(node) if s not in draft.static]
+    if name in NONLINEAR:
+        if name in PRODUCTS and len(live) > 1:
+            what = f"{what} multiplies two values"
+        return Refused(Reason.NONLINEARITY_BETWEEN, what)
+    return Refused(Reason.NO_ABSORBER, f"{what} takes no affine map")

@@ -10,9 +10,8 @@ from torch import Tensor, fx
 from bnify import ops
 from bnify.algebra import Affine, shifted
 from bnify.folding.arguments import arguments, place_of
-from bnify.folding.backward import stuck
 from bnify.folding.channels import Flow
-from bnify.folding.draft import Draft, Transaction
+from bnify.folding.draft import Draft
 from bnify.folding.families import (
     AVERAGES,
     LISTS,
@@ -26,9 +25,11 @@ from bnify.folding.families import (
     moved,
     padding_of,
     pooled_axes,
+    stuck,
 )
 from bnify.folding.layers import CONVS, Layer
 from bnify.folding.refusal import Refused
+from bnify.folding.transaction import Transaction
 from bnify.reason import Reason
 
 
@@ -72,9 +73,7 @@ class Forward:
         first = ops.first(reader)
         if is_dropout_off(reader) or is_same_dtype(reader):
             self.push(reader, flow)
-        elif first is value and is_mover(reader) and len(ops.sources(reader)) == 1 + sum(
-            s in self.draft.static for s in ops.sources(reader)
-        ):
+        elif first is value and is_mover(reader) and self._reads_alone(reader):
             self._mover(reader, flow)
         elif name in ("pad", "constant_pad_nd"):
             self._padded(reader, flow)
@@ -92,6 +91,13 @@ class Forward:
             self.push(reader, Flow(_negated(flow), flow.shape, flow.axis, flow.index))
         else:
             raise stuck(self.draft, reader)
+
+    def _reads_alone(self, reader: fx.Node) -> bool:
+        """Whether a mover reads one value, and otherwise what does not depend on the input."""
+        return all(
+            source in self.draft.static or "number" in source.meta
+            for source in ops.sources(reader)[1:]
+        )
 
     # -- where it ends ---------------------------------------------------------------------------
 
@@ -175,9 +181,7 @@ class Forward:
             torch.cat([flow.affine.shift, identity.shift]),
         )
         numbers = [
-            flow.dense
-            if part is value
-            else torch.full(part.meta["shape"], channels)  # type: ignore[union-attr]
+            flow.dense if part is value else torch.full(part.meta["shape"], channels)  # type: ignore[union-attr]
             for part in parts
             if part.meta["shape"] != (0,)  # type: ignore[union-attr]
         ]
@@ -248,9 +252,7 @@ class Forward:
         other = b if a is value else a
         dynamic = isinstance(other, fx.Node) and other not in self.draft.static
         if dynamic or (divides and a is not value) or given.get("rounding_mode") is not None:
-            raise Refused(
-                Reason.NONLINEARITY_BETWEEN, f"{place_of(reader)} multiplies two values"
-            )
+            raise Refused(Reason.NONLINEARITY_BETWEEN, f"{place_of(reader)} multiplies two values")
         number = self._by_channel(reader, other, flow)
         factor = 1 / number if divides else number
         mapped = Affine(flow.affine.scale, flow.affine.shift * factor)

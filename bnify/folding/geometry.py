@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from bnify.changes import Change
 from bnify.folding.arguments import arguments
 from bnify.folding.draft import Draft
 from bnify.folding.layers import CONVS, Layer
+from bnify.folding.refusal import Refused
+from bnify.reason import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +36,19 @@ class Geometry:
             return False
         if self.stride != host.stride:
             return False
-        for k, p, d, K, P, D in zip(
-            self.kernel, self.padding, self.dilation, host.kernel, host.padding, host.dilation,
+        for k, p, d, host_k, host_p, host_d in zip(
+            self.kernel,
+            self.padding,
+            self.dilation,
+            host.kernel,
+            host.padding,
+            host.dilation,
             strict=True,
         ):
-            if (K - k) % 2 or K < k or (k > 1 and d != D) or P - p != D * (K - k) // 2:
+            wider = host_k - k
+            if wider % 2 or wider < 0 or (k > 1 and d != host_d):
+                return False
+            if host_p - p != host_d * wider // 2:
                 return False
         return True
 
@@ -101,7 +112,9 @@ def alone_in_module(draft: Draft, layer: Layer, *, exact: bool = False) -> bool:
     if outputs != [layer.node] or module._forward_hooks or module._forward_pre_hooks:
         return False
     if exact:
-        return type(module).forward in _PLAIN and getattr(module, "padding_mode", "zeros") == "zeros"
+        return (
+            type(module).forward in _PLAIN and getattr(module, "padding_mode", "zeros") == "zeros"
+        )
     return True
 
 
@@ -111,7 +124,7 @@ def reshape_layer(
     weight: Tensor,
     bias: Tensor | None,
     geometry: Geometry | None = None,
-    sizes: dict[str, int] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> None:
     """Give a layer another weight, in the graph and in what the model becomes.
 
@@ -126,11 +139,13 @@ def reshape_layer(
     Raises:
         Refused: Others depend on its weight.
     """
+    if bias is not None and layer.bias is None and not layer.takes_bias:
+        raise Refused(Reason.NO_ABSORBER, f"{layer.label} can take no bias")
     if not layer.baked:
         draft.check_writable(layer.source, layer.steps)
     if bias is not None and layer.bias is not None:
         draft.check_writable(layer.bias, [layer.node])
-    values = dict(sizes or {})
+    values: dict[str, Any] = dict(sizes or {})
     changes = draft.changes
     if geometry is not None:
         _restride(layer.node, geometry)

@@ -198,8 +198,7 @@ def _behind(draft: Draft, node: fx.Node, weight: fx.Node, name: str) -> dict[str
             reason = Reason.WEIGHT_STANDARDISED if standardised else Reason.COMPUTED_WEIGHT
             found["why_fixed"] = (reason, f"that of {path or place_of(node)}")
     found["takes_bias"] = name not in ("mm", "matmul", "embedding", "addmm") and (
-        draft.as_graph or
-        (inside and getattr(module, "bias", None) is None)
+        draft.as_graph or (inside and getattr(module, "bias", None) is None)
     )
     return found
 

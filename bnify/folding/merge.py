@@ -14,12 +14,13 @@ from bnify.algebra import grouped_to, identity_kernel, padded_kernel
 from bnify.changes import Change
 from bnify.folding.arguments import arguments
 from bnify.folding.chains import merge_chains
-from bnify.folding.draft import Draft, Transaction
+from bnify.folding.draft import Draft
 from bnify.folding.geometry import Geometry, alone_in_module, geometry_of, reshape_layer
 from bnify.folding.layers import Layer
 from bnify.folding.refusal import Refused
 from bnify.folding.slots import slot_of
 from bnify.folding.sources import Source
+from bnify.folding.transaction import Transaction
 from bnify.plan import Edit
 
 
@@ -150,26 +151,29 @@ def _merge_group(
 ) -> list[Edit]:
     """Merge what fits around the largest kernel; empty if nothing does."""
 
-    def asked(layer: str) -> bool:
-        return only is None or (layer in only and only[layer].kind == "merge")
+    def asked(name: str, into: Layer) -> bool:
+        edit = None if only is None else only.get(name)
+        return only is None or (
+            edit is not None and edit.kind == "merge" and edit.into == (into.label,)
+        )
 
     convs = [(term, layer, geometry_of(layer)) for term, layer in group.convs]
     host = max((g for _, _, g in convs if g is not None), key=lambda g: prod(g.kernel))
     fitting = [(t, la, g) for t, la, g in convs if g is not None and g.fits(host)]
-    if host.keeps_shape:
-        through = [
-            (term, source)
-            for term, source in group.norms
-            if asked(source.layer) and _removable(draft, norms[term.node])
-        ]
-    else:
-        through = []
+    removable = [
+        (term, source)
+        for term, source in group.norms
+        if host.keeps_shape and _removable(draft, norms[term.node])
+    ]
     for term, layer, geometry in _targets(draft, fitting, host):
         merged = [
             (t, la, g)
             for t, la, g in fitting
-            if t is not term and asked(la.label) and (draft.as_graph or alone_in_module(draft, la))
+            if t is not term
+            and asked(la.label, layer)
+            and (draft.as_graph or alone_in_module(draft, la))
         ]
+        through = [(t, source) for t, source in removable if asked(source.layer, layer)]
         gone = {t.node for t, *_ in merged} | {t.node for t, _ in through}
         staying: set[fx.Node] = set()
         if not draft.as_graph and not _left_operands_stay(terms, gone):
@@ -230,9 +234,7 @@ def _left_operands_stay(terms: list[_Term], gone: set[fx.Node]) -> bool:
     return True
 
 
-def _carry_out(
-    draft: Draft, work: _Work, norms: Mapping[fx.Node, list[Source]]
-) -> list[Edit]:
+def _carry_out(draft: Draft, work: _Work, norms: Mapping[fx.Node, list[Source]]) -> list[Edit]:
     """Write the sum into the target, and take the other summands out.
 
     Raises:
@@ -296,7 +298,8 @@ def _placed(txn: Transaction, layer: Layer, own: Geometry, host: Geometry) -> Te
 
 def _remove(draft: Draft, term: _Term) -> None:
     """Take a summand out of its addition, in the graph."""
-    step = term.sums[-1]
+    # Not the addition that it was found in: that may have gone with the other summand.
+    (step,) = draft.readers(term.node)
     draft.gone.add(term.node)
     given = arguments(step)
     left, right = given["self"], given["other"]
@@ -308,4 +311,3 @@ def _remove(draft: Draft, term: _Term) -> None:
         step.args, step.kwargs = (right,), {}
         return
     draft.drop(step, right)
-

@@ -215,7 +215,8 @@ def neutral_values(draft: Draft, source: Source) -> dict[fx.Node, torch.Tensor]:
         for step in source.steps:
             given = arguments(step)
             static = [
-                n for n in (given["self"], given["other"])
+                n
+                for n in (given["self"], given["other"])
                 if isinstance(n, fx.Node) and n in draft.static
             ]
             scales = ops.name_of(step) in ("mul", "div")

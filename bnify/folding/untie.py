@@ -6,11 +6,12 @@ from torch import fx, nn
 
 from bnify.changes import Change
 from bnify.folding.backward import Backward
-from bnify.folding.draft import Draft, Transaction
+from bnify.folding.draft import Draft
 from bnify.folding.forward import Forward
 from bnify.folding.layers import Layer
 from bnify.folding.refusal import Refused
 from bnify.folding.sources import Source
+from bnify.folding.transaction import Transaction
 
 
 def untie_calls(draft: Draft, calls: list[Source]) -> list[tuple[fx.Node, tuple[object, ...]]]:
@@ -86,8 +87,4 @@ def separable(model: nn.Module) -> list[Change]:
     for path, module in model.named_modules(remove_duplicate=False):
         if next(module.parameters(recurse=False), None) is not None:
             places.setdefault(module, []).append(path)
-    return [
-        Change(kind="clone", path=path)
-        for paths in places.values()
-        for path in paths[1:]
-    ]
+    return [Change(kind="clone", path=path) for paths in places.values() for path in paths[1:]]

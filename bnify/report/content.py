@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from bnify.plan import Edit, Plan, Skip
+from bnify.plan import Edit, Plan
 from bnify.report.document import (
     Block,
     Column,
@@ -18,11 +18,11 @@ from bnify.report.document import (
     Table,
     Verdict,
 )
+from bnify.report.folds import fold_blocks, fold_headline, folds_table
 from bnify.report.numbers import count
+from bnify.report.plans import MANY, example, skip_table, span
 from bnify.report.repeats import Row, collapse, without_numbers
 from bnify.report.verdicts import verdict_of, verification_blocks
-
-_MANY = 24
 
 
 def result_document(
@@ -37,7 +37,11 @@ def result_document(
     """The report on an insertion (or another verb with a plan)."""
     plan: Plan = result.plan
     title = f"bnify {plan.verb}  {result.source.get('target') or plan.fingerprint.model}"
-    blocks: list[Block] = [Paragraph(_headline(plan, dry_run=dry_run)), *plan_blocks(plan)]
+    folds = plan.verb == "fold"
+    headline = fold_headline if folds else _headline
+    blocks: list[Block] = [Paragraph(headline(plan, dry_run=dry_run)), *plan_blocks(plan)]
+    if folds:
+        blocks += fold_blocks(result)
     verification = result.verification
     if verification is not None:
         # Without an edit there is nothing that could drift.
@@ -73,9 +77,9 @@ def plan_blocks(plan: Plan) -> list[Block]:
     """Which layers get what, which do not and why, and what the planner has to say."""
     blocks: list[Block] = []
     if plan.edits:
-        blocks.append(_edit_table(plan.edits))
+        blocks.append((folds_table if plan.verb == "fold" else _edit_table)(plan.edits))
     if plan.skips:
-        blocks.append(_skip_table(plan.skips))
+        blocks.append(skip_table(plan.skips, "Norm" if plan.verb == "fold" else "Layer"))
     if plan.notes:
         blocks.append(Items("Notes", plan.notes))
     return blocks
@@ -89,7 +93,7 @@ def _edit_table(edits: tuple[Edit, ...]) -> Table:
         return (edit.layer_type, edit.norm, _edit_note(edit, exact=False))
 
     rows = collapse(edits, lambda edit: edit.layer, alike)
-    if len(rows) > _MANY:
+    if len(rows) > MANY:
         rows = collapse(edits, lambda edit: edit.layer, alike_but_channels)
     return Table(
         "Norms",
@@ -107,8 +111,8 @@ def _edit_table(edits: tuple[Edit, ...]) -> Table:
 
 def _edit_row(row: Row[Edit]) -> tuple[str, ...]:
     edit = row.first
-    channels = _span([item.channels for item in row.items])
-    note = _example([_edit_note(item, exact=True) for item in row.items])
+    channels = span([item.channels for item in row.items])
+    note = example([_edit_note(item, exact=True) for item in row.items])
     return (row.label or "(root)", row.count, edit.layer_type, edit.norm, channels, note)
 
 
@@ -139,40 +143,6 @@ def _edit_note(edit: Edit, *, exact: bool) -> str:
         notes.append(edit.detail)
     text = "; ".join(notes)
     return text if exact else without_numbers(text)
-
-
-def _skip_table(skips: tuple[Skip, ...]) -> Table:
-    def alike(skip: Skip) -> tuple[Any, ...]:
-        return (skip.layer_type, skip.reason, without_numbers(skip.detail))
-
-    return Table(
-        "Left alone",
-        (
-            Column("Layer", code=True),
-            Column("", short=True),
-            Column("Type", short=True),
-            Column("Reason", short=True),
-            Column("Why"),
-        ),
-        tuple(_skip_row(row) for row in collapse(skips, lambda skip: skip.layer, alike)),
-    ).without_empty_columns()
-
-
-def _skip_row(row: Row[Skip]) -> tuple[str, ...]:
-    skip = row.first
-    detail = _example([item.detail for item in row.items])
-    why = f"{skip.reason.sentence}: {detail}" if detail else skip.reason.sentence
-    return (row.label or "(root)", row.count, skip.layer_type, skip.reason.value, why)
-
-
-def _example(texts: list[str]) -> str:
-    """The text that several layers share, or the first one's where they differ by numbers."""
-    return texts[0] if len(set(texts)) == 1 else f"for example {texts[0]}"
-
-
-def _span(numbers: list[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low} to {high}"
 
 
 def export_blocks(export: Any) -> list[Block]:

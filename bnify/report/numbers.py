@@ -38,3 +38,33 @@ def percent(value: float | None) -> str:
 def count(number: int, noun: str, plural: str = "") -> str:
     """``1 layer``, ``2 layers``."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def short(value: float) -> str:
+    """A large number: ``12``, ``11.7 M``, ``3.63 G``."""
+    for power, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= power:
+            divisor = 1e3 if letter == "k" else power
+            return (
+                f"{value / divisor:.3g} {letter}"
+                if value < 999.5 * divisor
+                else f"{value / divisor:.0f} {letter}"
+            )
+    return f"{value:.0f}"
+
+
+def change(before: float, after: float) -> str:
+    """A relative change: ``−12.3 %``; empty without one, or from nothing."""
+    if before == after or not before:
+        return ""
+    moved = 100 * (after - before) / before
+    digits = f"{abs(moved):.2f}" if abs(moved) < 1 else f"{abs(moved):.1f}"
+    return f"{'+' if moved > 0 else '−'}{digits} %"
+
+
+def seconds(value: float) -> str:
+    """A time: ``12.3 ms``, ``1.2 s``, ``450 µs``."""
+    for least, factor, unit in ((1.0, 1.0, "s"), (1e-3, 1e3, "ms"), (0.0, 1e6, "µs")):
+        if value >= least:
+            return f"{value * factor:.3g} {unit}"
+    return f"{value} s"

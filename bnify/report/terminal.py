@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 import unicodedata
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -141,7 +143,34 @@ def _item(text: str) -> RenderableType:
 
 
 _GAP: Final = 3
+#: What a column of text needs, and one with whole sentences.
 _WRAPPED: Final = 10
+_SENTENCES: Final = 24
+_LONG: Final = 100
+_PIECES: Final = re.compile(r"[^., /]*(?:[., /]+|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """A path, broken behind its dots where it must be."""
+
+    text: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(_longest_piece(self.text), max(len(self.text), 1))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = [""]
+        for piece in _PIECES.findall(self.text):
+            if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > options.max_width:
+                lines.append("")
+            lines[-1] += piece
+        for line in lines:
+            yield Text(line.rstrip(), overflow="fold")
+
+
+def _longest_piece(text: str) -> int:
+    return max(len(piece.rstrip()) for piece in _PIECES.findall(text))
 
 
 def _table(table: Table, ascii_only: bool) -> RichTable:
@@ -163,7 +192,12 @@ def _table(table: Table, ascii_only: bool) -> RichTable:
         )
     for row in table.rows:
         cells = [_plain(cell, ascii_only) for cell in row]
-        drawn.add_row(*(Text(cell, style=_WORD_STYLES.get(cell, "")) for cell in cells))
+        drawn.add_row(
+            *(
+                _Path(cell) if column.code else Text(cell, style=_WORD_STYLES.get(cell, ""))
+                for cell, column in zip(cells, table.columns, strict=True)
+            )
+        )
     return drawn
 
 
@@ -173,8 +207,11 @@ def _least_widths(table: Table) -> list[int]:
     for index, column in enumerate(table.columns):
         heading = max(map(len, column.name.split("\n")))
         widest = max(heading, *(len(row[index]) for row in table.rows))
+        least = _SENTENCES if widest > _LONG else _WRAPPED
+        if column.code:
+            least = max(least, *(_longest_piece(row[index]) for row in table.rows))
         fixed = column.numeric or column.short
-        widths.append(widest if fixed else min(widest, _WRAPPED))
+        widths.append(widest if fixed else min(widest, least))
     return widths
 
 
@@ -193,11 +230,12 @@ def _stacked(table: Table, ascii_only: bool) -> list[RenderableType]:
     """A table that is too wide for the terminal, as one paragraph a row; indents survive a wrap."""
     lines: list[RenderableType] = []
     for row in table.rows:
-        filled = [
-            f"{column.name}: {cell}" if column.name else cell
-            for column, cell in zip(table.columns, row, strict=True)
-            if cell
-        ]
+        filled: list[str] = []
+        for column, cell in zip(table.columns, row, strict=True):
+            if cell and column.name:
+                filled.append(f"{column.name}: {cell}")
+            elif cell:  # it belongs to what stands before it
+                filled[-1:] = [f"{filled[-1]}  {cell}" if filled else cell]
         for number, line in enumerate(filled):
             text = Text(_plain(line, ascii_only), overflow="fold")
             lines.append(Padding(text, (0, 0, 0, 4 if number else 2)))

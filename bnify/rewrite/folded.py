@@ -31,7 +31,8 @@ def fold_tree(model: nn.Module, changes: Changes, *, shared: bool = False) -> nn
             tensor = tensor_at(model, name)
             _write(tensor, pending.of(tensor), shared=shared)
         for name, value in changes.values.items():
-            _write(tensor_at(model, name), value, shared=shared)
+            if name not in changes.graph_only:
+                _write(tensor_at(model, name), value, shared=shared)
     return model.eval()
 
 

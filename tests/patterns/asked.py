@@ -115,16 +115,24 @@ ASKED_MERGES = (
         "MobileOne, module",
         mobile_one,
         IMAGE,
-        tuple(f"n{i}" for i in range(1, 5)),
-        either={"n0": ANY},
+        tuple(f"n{i}" for i in range(5)),
         options=MERGE,
-        note="the identity is on the left of +=, a module cannot leave it out",
+        convolutions=2,
+        note="what stands on the left of += takes the kernel of the others",
     ),
     pattern("RepGhost", rep_ghost, IMAGE, ("n0", "n1"), options=MERGE, convolutions=2),
     pattern(
         "RepViT", rep_vit, IMAGE, ("n0", "bn"), options={**MERGE, "emit": "graph"}, convolutions=2
     ),
-    pattern("RepViT, module", rep_vit, IMAGE, "n0", either={"bn": ANY}, options=MERGE),
+    pattern(
+        "RepViT, module",
+        rep_vit,
+        IMAGE,
+        ("n0", "bn"),
+        options=MERGE,
+        convolutions=2,
+        note="x stays in the sum, the convolution makes up for its scale",
+    ),
     pattern(
         "branches of two strides",
         lambda: Net(

@@ -73,7 +73,7 @@ class Backward:
             self._absorb(layer, flow)
             return
         name = ops.name_of(value)
-        source = ops.first(value)
+        source: Any = ops.first(value)
         if source is None and name not in ("cat", "stack", "concat", "concatenate"):
             raise Refused(Reason.NO_ABSORBER, f"{place_of(value)} takes no value")
         if is_dropout_off(value) or is_same_dtype(value):
@@ -244,7 +244,7 @@ class Backward:
         flow = flow.moved_back(places[value.args[1]].long(), source.meta["shape"])
         for other in self.draft.readers(lister):
             if other is not value and self.draft.readers(other):
-                flow = flow.leaving(places[other.args[1]].long().reshape(-1))  # type: ignore[index]
+                flow = flow.leaving(places[other.args[1]].long().reshape(-1))
         self.push(source, lister, flow)
 
     def _padded(self, value: fx.Node, flow: Flow) -> None:
@@ -292,17 +292,17 @@ class Backward:
         axis = int(given.get("dim") or 0) % len(value.meta["shape"])
         start = 0
         for part in parts:
-            shape = part.meta["shape"]  # type: ignore[union-attr]
+            shape = part.meta["shape"]
             if shape == (0,):
                 continue
             length = shape[axis]
             if parts.count(part) > 1:
                 raise Refused(Reason.ANOTHER_CONSUMER, f"{place_of(value)} reads it twice")
-            some = flow.part(axis, start, length, shape)  # type: ignore[union-attr]
+            some = flow.part(axis, start, length, shape)
             if self.whole is not None and flow.axis == axis and flow.affine is self.whole:
-                self._part(part, value, some, slice(start, start + length))  # type: ignore[arg-type]
+                self._part(part, value, some, slice(start, start + length))
             else:
-                self.push(part, value, some)  # type: ignore[arg-type]
+                self.push(part, value, some)
             start += length
         if self.rest is not None and bool(self.rest.all()):
             raise Refused(Reason.NO_ABSORBER, f"no input of {place_of(value)} can take it")
@@ -327,9 +327,9 @@ class Backward:
         parts = list(value.args[0])  # type: ignore[arg-type]
         axis = int(given.get("dim") or 0) % len(value.meta["shape"])
         for index, part in enumerate(parts):
-            shape = part.meta["shape"]  # type: ignore[union-attr]
+            shape = part.meta["shape"]
             some = flow.dense.select(axis, index)
-            self.push(part, value, Flow(flow.affine, shape, None, some))  # type: ignore[arg-type]
+            self.push(part, value, Flow(flow.affine, shape, None, some))
 
     def _averaged(self, value: fx.Node, flow: Flow) -> None:
         source: Any = ops.first(value)

@@ -59,7 +59,7 @@ class Flow:
         """The channel numbers that occur."""
         if self.index is None:
             return torch.arange(len(self.affine.scale))
-        numbers = self.index.unique()
+        numbers: Tensor = torch.unique(self.index)
         return numbers[numbers != FREE]
 
     @property

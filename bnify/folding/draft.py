@@ -40,7 +40,7 @@ class Draft:
         self.graph, twin = copied(captured.graph)
         self.twin = twin
         self.changes = Changes()
-        self._evaluated: dict[fx.Node, Any] = {}
+        self._evaluated: dict[fx.Node, Tensor] = {}
         self._layers: dict[fx.Node, Layer | None] = {}
         self._modules = dict(captured.model.named_modules(remove_duplicate=False))
         self._attributes: dict[str, fx.Node] = {}
@@ -92,8 +92,7 @@ class Draft:
     def value(self, node: fx.Node) -> Tensor:
         """What a static node is by now: float64 where it is floating-point, on the CPU."""
         if node in self._evaluated:
-            found: Tensor = self._evaluated[node]
-            return found
+            return self._evaluated[node]
         if node.op == "get_attr":
             name = str(node.target)
             if name in self.changes.values:
@@ -108,7 +107,7 @@ class Draft:
         else:
             result = rerun(_wide(node), self.value)
         self._evaluated[node] = result
-        return result
+        return self._evaluated[node]
 
     def weight(self, layer: Layer) -> Tensor:
         """The weight of a layer by now, on its own device."""

@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx
 
 from bnify.capture import Captured
-from bnify.changes import Change, Changes
+from bnify.changes import Changes
 from bnify.folding.backward import Backward
 from bnify.folding.draft import Draft
 from bnify.folding.forward import Forward
 from bnify.folding.merge import merge_all
 from bnify.folding.options import FoldOptions
 from bnify.folding.refusal import NeedsBias, Refused
-from bnify.folding.slots import Slot, neutral_values, replaced_hooks, slot_of
+from bnify.folding.removal import BACKWARD, FORWARD, Step, remove, type_name
+from bnify.folding.slots import Slot, replaced_hooks, slot_of
 from bnify.folding.sources import Source, by_layer, find_sources, renew
 from bnify.folding.transaction import Transaction
 from bnify.folding.untie import tie_again, untie_calls
 from bnify.plan import Edit, Skip
 from bnify.reason import Reason
 
-aten = torch.ops.aten
-BACKWARD, FORWARD, MERGE = "fold-backward", "fold-forward", "merge"
+MERGE = "merge"
 
 
 @dataclass(slots=True)
@@ -63,25 +62,6 @@ def fold_graph(
     """
     draft = Draft(captured, as_graph=options.as_graph)
     return _Engine(draft, options, only, without or {}).run()
-
-
-@dataclass(slots=True)
-class _Step:
-    """What one norm's fold comes to, before it is committed.
-
-    Attributes:
-        txn: The changes.
-        kinds: Backward or forward, for each call.
-        into: The layers that take it.
-        shifts_left: The shift stays in the norm's place.
-        rest: Channels for which scale and shift stay, with ``partial``.
-    """
-
-    txn: Transaction
-    kinds: list[str] = field(default_factory=list)
-    into: dict[str, None] = field(default_factory=dict)
-    shifts_left: bool = False
-    rest: Tensor | None = None
 
 
 class _Engine:
@@ -169,10 +149,10 @@ class _Engine:
                 raise
             step = self._partial(calls[0], slot, refused)
         step.txn.commit()
-        self._finish(calls, slot, step)
+        self.edits[layer] = remove(self.draft, calls, slot, step)
 
-    def _untied(self, calls: list[Source], slot: Slot, wanted: str | None) -> _Step:
-        """The step; with ``untie``, where a layer is shared, with a weight of its own for each call.
+    def _untied(self, calls: list[Source], slot: Slot, wanted: str | None) -> Step:
+        """The step; with ``untie``, and a shared layer, with a weight of its own for each call.
 
         Raises:
             Refused: It cannot be done.
@@ -190,7 +170,7 @@ class _Engine:
             tie_again(self.draft, undo)
             raise
 
-    def _step(self, calls: list[Source], slot: Slot, wanted: str | None) -> _Step:
+    def _step(self, calls: list[Source], slot: Slot, wanted: str | None) -> Step:
         """All calls at once, each backwards or forwards.
 
         The calls of one norm may go into one layer, each with a call of its own (Siamese
@@ -220,8 +200,8 @@ class _Engine:
         *,
         leave_shift: bool,
         alike: bool,
-    ) -> _Step:
-        step = _Step(Transaction(self.draft), shifts_left=leave_shift)
+    ) -> Step:
+        step = Step(Transaction(self.draft), shifts_left=leave_shift)
         for source in calls:
             kind, found, step.txn = self._one(
                 source, step.txn, wanted, leave_shift=leave_shift, check=not alike
@@ -275,7 +255,7 @@ class _Engine:
             raise Refused(Reason.NOT_PLANNED)
         raise _told(refusals)
 
-    def _partial(self, source: Source, slot: Slot, refused: Refused) -> _Step:
+    def _partial(self, source: Source, slot: Slot, refused: Refused) -> Step:
         """Fold what some inputs of a concatenation can take; the rest stays in the norm's place.
 
         Raises:
@@ -293,7 +273,7 @@ class _Engine:
             raise refused from None
         if tried.rest is None:
             raise refused
-        return _Step(tried.txn, [BACKWARD], tried.into, rest=tried.rest)
+        return Step(tried.txn, [BACKWARD], tried.into, rest=tried.rest)
 
     def _check_inplace(self, source: Source) -> None:
         """Refuse if what follows writes into the norm's result, which would be a parameter then.
@@ -314,131 +294,6 @@ class _Engine:
         """Whether the place of the norm can keep one addition."""
         return slot.path is not None or self.options.as_graph or "bias" in calls[0].tensors
 
-    def _finish(self, calls: list[Source], slot: Slot, step: _Step) -> None:
-        """Take the norm out of the graph, and say what the tree has in its place."""
-        draft, first = self.draft, calls[0]
-        details = ["shift left"] if step.shifts_left else []
-        if step.rest is not None:
-            folded = int((~step.rest).sum())
-            details.append(f"{folded} of {first.channels} channels, the rest stays")
-        for node in first.tensors.values():  # what went into them before goes with them
-            draft.changes.values.pop(str(node.target), None)
-        left = self._left(first, step)
-        for source in calls:
-            if source.tail:
-                self._drop_tail(source)
-                continue
-            kept = self._beside(source, slot, left) if left else source.value
-            draft.drop(source.result, kept)
-            draft.gone.update(source.steps)
-        if first.tail:
-            self._change_tail(first)
-            details.append("scale and shift")
-        elif slot.path is not None:
-            kind = "children" if slot.children else "identity"
-            if left:
-                kind = "affine" if "scale" in left else "shift"
-            shape = self._constant_shape(first) if left else ()
-            draft.changes.tree.append(
-                Change(kind=kind, path=slot.path, names=slot.children, shape=shape)
-            )
-        elif not draft.as_graph:
-            self._neutralise(first, left)
-            details.append("written out in a forward, where it does nothing now")
-        draft.forget()
-        flow = first.flow
-        self.edits[first.layer] = Edit(
-            layer=first.layer,
-            kind=BACKWARD if BACKWARD in step.kinds else FORWARD,
-            norm=first.kind,
-            channels=first.channels,
-            axis=(flow.axis if flow is not None and flow.axis is not None else 1),
-            dims=len(first.result.meta["shape"]),
-            calls=len(calls),
-            into=tuple(step.into),
-            detail="; ".join(details),
-            layer_type=_type_name(draft, first),
-        )
-
-    def _left(self, source: Source, step: _Step) -> dict[str, Tensor]:
-        """The constants that stay in the norm's place: a shift, or scale and shift by channel."""
-        if source.flow is None or (not step.shifts_left and step.rest is None):
-            return {}
-        affine = source.flow.affine
-        if step.rest is None:
-            return {"shift": affine.shift}
-        one, zero = torch.ones_like(affine.scale), torch.zeros_like(affine.shift)
-        return {
-            "scale": torch.where(step.rest, affine.scale, one),
-            "shift": torch.where(step.rest, affine.shift, zero),
-        }
-
-    def _neutralise(self, source: Source, left: Mapping[str, Tensor]) -> None:
-        """Let a norm that is written out in a forward do nothing, or only what is left."""
-        tensors = source.tensors
-        for node, value in neutral_values(self.draft, source).items():
-            if node is tensors.get("bias") and "shift" in left:
-                value = left["shift"].reshape(value.shape)
-            if node is tensors.get("weight") and "scale" in left:
-                value = value * left["scale"].reshape(value.shape)
-            self.draft.changes.values[str(node.target)] = value
-
-    def _constant_shape(self, source: Source) -> tuple[int, ...]:
-        dims = len(source.result.meta["shape"])
-        axis = source.flow.axis if source.flow is not None and source.flow.axis is not None else 1
-        return (source.channels, *[1] * (dims - 1 - axis))
-
-    def _beside(self, source: Source, slot: Slot, left: Mapping[str, Tensor]) -> fx.Node:
-        """The operators that stay in the norm's place, in the graph."""
-        draft, node = self.draft, source.value
-        inner = ".affine" if "scale" in left else ".shift"
-        place = f"{slot.path}{inner if slot.children else ''}" if slot.path else ""
-        shape = self._constant_shape(source)
-        for role, target in (("scale", aten.mul.Tensor), ("shift", aten.add.Tensor)):
-            if role not in left:
-                continue
-            name = f"{place}.{role}" if place else f"{source.layer}_{role}"
-            constant = draft.attribute(name, source.result, shape)
-            draft.changes.values[name] = left[role].view(shape)
-            if not place:
-                draft.changes.graph_only.add(name)
-            with draft.graph.inserting_before(source.result):
-                node = draft.graph.call_function(target, (node, constant))
-            node.meta.update(source.result.meta)
-            draft.order[node] = draft.order[source.result]
-        return node
-
-    def _drop_tail(self, source: Source) -> None:
-        """The norm without scale and shift."""
-        node = source.steps[0]
-        names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-        args = list(node.args)
-        for role in ("weight", "bias"):
-            if role in names and names.index(role) < len(args):
-                args[names.index(role)] = None
-        node.args = tuple(args)
-        node.kwargs = {k: v for k, v in node.kwargs.items() if k not in ("weight", "bias")}
-
-    def _change_tail(self, source: Source) -> None:
-        """Scale and shift of a norm are None where torch's own class takes that, else 1 and 0."""
-        draft = self.draft
-        if draft.as_graph:
-            return
-        path = source.module
-        names = [str(node.target) for node in source.tensors.values()]
-        parent = draft.module(path.rpartition(".")[0])
-        plain = type(draft.module(path)) in (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-        # The fused path of this layer reads the tensors itself.
-        fused = isinstance(parent, nn.TransformerEncoderLayer)
-        if plain and not fused and all(name.rpartition(".")[0] == path for name in names):
-            leaves = tuple(name.rpartition(".")[2] for name in names)
-            draft.changes.tree.append(Change(kind="none", path=path, names=leaves))
-            return
-        for role, node in source.tensors.items():
-            like = draft.value(node)
-            neutral = torch.ones_like(like) if role == "weight" else torch.zeros_like(like)
-            draft.changes.values[str(node.target)] = neutral
-
     # -- what stays ------------------------------------------------------------------------------
 
     def _skip(self, calls: list[Source]) -> Skip:
@@ -448,13 +303,8 @@ class _Engine:
             layer=source.layer,
             reason=refused.reason,
             detail=refused.detail,
-            layer_type=_type_name(self.draft, source),
+            layer_type=type_name(self.draft, source),
         )
-
-
-def _type_name(draft: Draft, source: Source) -> str:
-    module = draft.module(source.layer)
-    return type(module).__name__ if module is not None and source.layer else ""
 
 
 _VAGUE = (Reason.NONLINEARITY_BETWEEN, Reason.NO_ABSORBER)
@@ -466,7 +316,9 @@ def _told(refusals: list[Refused]) -> Refused:
         return refusals[0]
     back, ahead = refusals
     chosen = back
-    if (back.reason in _VAGUE and ahead.reason not in (*_VAGUE, Reason.VALUE_IS_OUTPUT)) or (back.reason is Reason.NO_ABSORBER and ahead.reason is Reason.NONLINEARITY_BETWEEN):
+    if (back.reason in _VAGUE and ahead.reason not in (*_VAGUE, Reason.VALUE_IS_OUTPUT)) or (
+        back.reason is Reason.NO_ABSORBER and ahead.reason is Reason.NONLINEARITY_BETWEEN
+    ):
         chosen = ahead
     before = f"before it: {back.detail}" if back.detail else ""
     after = f"after it: {ahead.detail}" if ahead.detail else ""

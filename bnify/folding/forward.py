@@ -148,7 +148,7 @@ class Forward:
         result = moved(reader, flow.dense.double(), self.draft.value)
         if ops.name_of(reader) in LISTS:
             for element in self.draft.readers(reader):
-                part = result[element.args[1]].long()  # type: ignore[index]
+                part = result[element.args[1]].long()
                 self.push(element, Flow(flow.affine, tuple(part.shape), None, part))
             return
         numbers = result.long()
@@ -181,9 +181,9 @@ class Forward:
             torch.cat([flow.affine.shift, identity.shift]),
         )
         numbers = [
-            flow.dense if part is value else torch.full(part.meta["shape"], channels)  # type: ignore[union-attr]
+            flow.dense if part is value else torch.full(part.meta["shape"], channels)
             for part in parts
-            if part.meta["shape"] != (0,)  # type: ignore[union-attr]
+            if part.meta["shape"] != (0,)
         ]
         index = torch.cat(numbers, axis)
         self.push(reader, Flow(affine, tuple(index.shape), None, index))

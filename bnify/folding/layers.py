@@ -189,7 +189,7 @@ def _behind(draft: Draft, node: fx.Node, weight: fx.Node, name: str) -> dict[str
                 found["why_fixed"] = (Reason.COMPUTED_WEIGHT, f"{place_of(weight)} is a part of it")
     else:
         found["target"] = f"{path}.weight" if path else "weight"
-        inside = found["baked"] = plain and _bakeable(draft, path, module, source)
+        inside = found["baked"] = plain and _bakeable(path, module, source)
         found["source"] = weight
         if not found["baked"]:
             standardised = any(
@@ -232,7 +232,7 @@ def ancestors(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _bakeable(draft: Draft, path: str, module: nn.Module | None, weight: fx.Node) -> bool:
+def _bakeable(path: str, module: nn.Module | None, weight: fx.Node) -> bool:
     """Whether a computed weight is that of a parametrization or of an old-style hook."""
     if module is None:
         return False

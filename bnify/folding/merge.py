@@ -204,7 +204,7 @@ class _Work:
 
 
 def _targets(draft: Draft, fitting: list[_Candidate], host: Geometry) -> Iterator[_Candidate]:
-    """Layers that can become the sum: those with the kernel of the host, then those that can grow."""
+    """Layers that can become the sum: those with the host's kernel, then those that can grow."""
     yield from (c for c in fitting if c[2] == host)
     yield from (
         c

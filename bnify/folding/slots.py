@@ -87,7 +87,7 @@ def _children(draft: Draft, source: Source) -> tuple[str, ...]:
         if node is source.result:
             node = source.value
             continue
-        child = _child_behind(draft, path, source.call, node)
+        child = _child_behind(draft, path, node)
         if child is not None:
             name, before = child
             children.insert(0, name)
@@ -109,9 +109,7 @@ def _children(draft: Draft, source: Source) -> tuple[str, ...]:
     return tuple(children)
 
 
-def _child_behind(
-    draft: Draft, path: str, number: int, node: fx.Node
-) -> tuple[str, fx.Node] | None:
+def _child_behind(draft: Draft, path: str, node: fx.Node) -> tuple[str, fx.Node] | None:
     """The child that made a value, with what it was given."""
     where = node.meta.get("module", "")
     if not where.startswith(f"{path}."):

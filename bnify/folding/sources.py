@@ -198,7 +198,7 @@ def _source(
     kind: str, node: fx.Node, result: fx.Node, value: fx.Node, tensors: dict[str, fx.Node]
 ) -> Source:
     steps = (node,) if result is node else (node, result)
-    source = Source(
+    return Source(
         kind=kind,
         result=result,
         value=value,
@@ -207,7 +207,6 @@ def _source(
         call=node.meta.get("call", 0),
         tensors=tensors,
     )
-    return source
 
 
 def _first_result(node: fx.Node) -> fx.Node:
@@ -265,8 +264,8 @@ def _chain(draft: Draft, start: fx.Node, *, affines: bool) -> Source | None:
     result = steps[-1]
     source = _source("frozen" if frozen else "affine", steps[0], result, value, {})
     source.steps = tuple(steps)
-    for number, static in enumerate(statics):
-        for root in ancestors(static):
+    for number, tensor in enumerate(statics):
+        for root in ancestors(tensor):
             if root.op == "get_attr":
                 source.tensors.setdefault(f"{number}:{root.target}", root)
     if not bool((affine.scale.isfinite() & affine.shift.isfinite()).all()):

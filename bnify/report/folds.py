@@ -161,16 +161,15 @@ def _cost_rows(figures: Any) -> list[tuple[str, ...]]:
     call = "FLOPs a sample" if figures.samples else "FLOPs a call"
     rows: list[tuple[str, ...]] = [("Norms that run", str(before.norms), str(after.norms), "")]
     rows.append(("Linear and conv layers that run", str(before.weighted), str(after.weighted), ""))
-    for name, old, new in (
-        ("Parameters", before.parameters, after.parameters),
-        (call, before.flops / per, after.flops / per),
-    ):
-        rows.append((name, short(old), short(new), change(old, new)))
+    old, new = before.parameters, after.parameters
+    rows.append(("Parameters", f"{old:,}", f"{new:,}", change(old, new)))
+    old, new = before.flops / per, after.flops / per
+    rows.append((call, short(old), short(new), change(old, new)))
     return rows
 
 
 def _timed_rows(result: Any) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in result.latency:
         name = f"Latency, {one.name}"
         rows.append((name, seconds(one.before), seconds(one.after), f"{ratio(one.ratio)}×"))

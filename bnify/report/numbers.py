@@ -41,16 +41,11 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def short(value: float) -> str:
-    """A large number: ``12``, ``11.7 M``, ``3.63 G``."""
-    for power, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+    """A large number with three digits: ``120``, ``11.7 M``, ``3.63 G``."""
+    for power, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= power:
-            divisor = 1e3 if letter == "k" else power
-            return (
-                f"{value / divisor:.3g} {letter}"
-                if value < 999.5 * divisor
-                else f"{value / divisor:.0f} {letter}"
-            )
-    return f"{value:.0f}"
+            return f"{_three_digits(value / power)} {letter}"
+    return f"{value:,.0f}"
 
 
 def change(before: float, after: float) -> str:
@@ -63,8 +58,13 @@ def change(before: float, after: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """A time: ``12.3 ms``, ``1.2 s``, ``450 µs``."""
-    for least, factor, unit in ((1.0, 1.0, "s"), (1e-3, 1e3, "ms"), (0.0, 1e6, "µs")):
+    """A time with three digits: ``12.3 ms``, ``1.2 s``, ``450 µs``."""
+    for least, factor, unit in ((1.0, 1.0, "s"), (1e-3, 1e3, "ms")):
         if value >= least:
-            return f"{value * factor:.3g} {unit}"
-    return f"{value} s"
+            return f"{_three_digits(value * factor)} {unit}"
+    return f"{_three_digits(value * 1e6)} µs"
+
+
+def _three_digits(value: float) -> str:
+    """Without an exponent, which three digits of 1000 and more would have."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"

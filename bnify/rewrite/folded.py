@@ -99,7 +99,7 @@ def _folded(captured: Captured, changes: Changes, node: fx.Node, name: str) -> T
 
 def _tensor_or_none(model: nn.Module, name: str) -> Tensor | None:
     try:
-        found = tensor_at(model, name)
+        found: Any = tensor_at(model, name)
     except AttributeError:
         return None
     return found if isinstance(found, Tensor) else None

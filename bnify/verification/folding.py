@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from bnify.verification.bench import (
     distance,
     moved_by_one_ulp,
 )
-from bnify.verification.measures import UNCOMPARABLE, is_exact, mismatch
+from bnify.verification.measures import UNCOMPARABLE, Distance, is_exact, mismatch
 from bnify.verification.measures import distance as measured
 
 #: The error of a result may be this many times the original's own, or this large.
@@ -240,14 +240,12 @@ class _Fold:
 
         return self._guarded(forward)
 
-    def _guarded(self, function) -> list[Tensor]:  # type: ignore[no-untyped-def]
+    def _guarded(self, function: Callable[[], list[Tensor]]) -> list[Tensor]:
         with torch.no_grad(), seeded(SEED), fused_attention(enabled=False):
             if not self.again.wide:
-                result: list[Tensor] = function()
-                return result
+                return function()
             with StayInFloat64():  # type: ignore[no-untyped-call]
-                result = function()
-                return result
+                return function()
 
     # -- in the model's own dtype ----------------------------------------------------------------
 
@@ -294,16 +292,16 @@ def _within_budget(name: str, got: Tensor, own: Tensor, truth: Tensor) -> Output
 
 
 def _verdict(
-    name: str, gap: object, ratio: float | None, *, passed: bool, detail: str = ""
+    name: str, gap: Distance, ratio: float | None, *, passed: bool, detail: str = ""
 ) -> OutputVerdict:
     return OutputVerdict(
         name=name,
-        rel_l2=gap.rel_l2,  # type: ignore[attr-defined]
-        max_abs=gap.max_abs,  # type: ignore[attr-defined]
-        max_abs_over_rms=gap.max_abs_over_rms,  # type: ignore[attr-defined]
+        rel_l2=gap.rel_l2,
+        max_abs=gap.max_abs,
+        max_abs_over_rms=gap.max_abs_over_rms,
         budget_ratio=ratio,
-        tolerance=gap.tolerance,  # type: ignore[attr-defined]
-        top1=gap.top1,  # type: ignore[attr-defined]
+        tolerance=gap.tolerance,
+        top1=gap.top1,
         passed=passed,
         detail=detail,
     )

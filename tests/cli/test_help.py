@@ -9,6 +9,7 @@ import pytest
 import bnify
 from bnify.cli import options
 from bnify.cli.run import VERBS
+from bnify.folding.options import EMITS
 from bnify.insertion.options import INITS, POSITIONS
 from bnify.norms import KINDS
 
@@ -43,7 +44,7 @@ def test_help_lists_the_verbs_that_work_and_no_other(cli):
     text = cli("--help").stdout
     commands = text.partition("Commands:")[2]
     assert re.findall(r"^  ([a-z]+) {2,}\S", commands, re.MULTILINE) == [v.__name__ for v in VERBS]
-    for verb in ("fold", "audit", "calibrate", "compare", "explain"):
+    for verb in ("audit", "calibrate", "compare", "explain"):
         assert verb not in commands
         ran = cli(verb, "x")
         assert ran.code == 2
@@ -82,6 +83,30 @@ def test_insert_has_the_options_of_the_python_function(cli):
     assert "--onnx / --no-onnx" in text
 
 
+def test_fold_has_the_options_of_the_python_function(cli):
+    import inspect
+
+    from bnify.api import fold
+
+    text = cli("fold", "--help").stdout
+    for name in set(inspect.signature(fold).parameters) - {
+        "model",
+        "inputs",
+        "inplace",
+        "progress",
+    }:
+        assert f"--{name.replace('_', '-')} " in text, name
+    headings = [line[:-1] for line in text.splitlines() if line and line[0] != " "][1:]
+    insert = cli("insert", "--help").stdout
+    assert (
+        headings
+        == [
+            h.replace("Norms", "Folding")
+            for h in (line[:-1] for line in insert.splitlines() if line and line[0] != " ")
+        ][1:]
+    )
+
+
 def test_export_has_the_options_of_the_python_function(cli):
     import inspect
 
@@ -98,6 +123,7 @@ def test_choices_are_those_of_the_library():
     assert tuple(options.Norm) == KINDS
     assert tuple(options.Position) == POSITIONS
     assert tuple(options.Init) == INITS
+    assert tuple(options.Emit) == EMITS
 
 
 def test_python_dash_m_works(run_cli):

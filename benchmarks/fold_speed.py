@@ -41,13 +41,13 @@ TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path[:0] = [str(TESTS / "stub"), str(TESTS), str(TESTS.parent), str(TESTS.parent / "examples")]
 
 import torch
+from fold_models import hostile
+from peers import fx_fuse, jit_freeze
 from torch import nn
 
 import counting
 import torchvision_ops
 import zoo
-from fold_models import hostile
-from peers import fx_fuse, jit_freeze
 
 torchvision_ops.install()
 FUSE_LIMIT, VERIFY_LIMIT, MEMORY_LIMIT, SCALE_LIMIT = 2.5, 12.0, 1.3, 2.5

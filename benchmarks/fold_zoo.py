@@ -9,8 +9,9 @@ error against the truth is above 10 times the float32 original's own, and above 
 are judged in float64 too, unverified by itself: wrong above max(1e-12, 100 times what a random
 change of the weights by one ulp does).
 
-Fails if a fold of bnify is wrong or changes the model, or if another tool leaves fewer norms, or
-fewer LayerScales, than bnify with ``merge`` (and ``affines``).
+Fails if a fold of bnify is wrong or changes the model, if it leaves norms without giving as many
+reasons, or if another tool leaves fewer norms, or fewer LayerScales, than bnify with ``merge`` (and
+``affines``).
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path[:0] = [str(TESTS / "stub"), str(TESTS), str(TESTS.parent / "examples")]
 
 import torch
+from fold_models import MODELS, QUICK, Entry, hostile
+from peers import PEERS, NothingToDo, Peer, Unavailable, quietly
 from torch import Tensor, nn
 
 import counting
 import laws
 import torchvision_ops
 from counting import NormCount, count_norms
-from fold_models import MODELS, QUICK, Entry, hostile
-from peers import PEERS, NothingToDo, Peer, Unavailable, quietly
 
 torchvision_ops.install()
 K = 10.0
@@ -76,7 +77,8 @@ class Outcome:
         tool: Its short name.
         failure: Why there is no folded model; empty where there is one.
         left: Norms left.
-        scales: LayerScales and the like left.
+        scales: LayerScales and the like left, but for those that multiply by 1.
+        neutral: Multiplications by 1 left, where a forward writes them out.
         convolutions: Convolutions executed.
         seconds: CPU seconds of folding.
         error: Against the float64 original, in float32.
@@ -89,6 +91,7 @@ class Outcome:
     failure: str = ""
     left: int = 0
     scales: int = 0
+    neutral: int = 0
     convolutions: int = 0
     seconds: float = 0.0
     error: float = 0.0
@@ -181,8 +184,8 @@ def _outcome(tool: Peer, model: nn.Module, inputs: Any, before: NormCount, truth
         first = str(error).strip().splitlines() or [""]
         outcome.failure = f"{type(error).__name__}: {first[0][:100]}"
         return outcome
-    outcome.left, outcome.scales = after.left(before), after.scales
-    outcome.convolutions = after.convolutions
+    outcome.left, outcome.convolutions = after.left(before), after.convolutions
+    outcome.scales, outcome.neutral = after.scales - after.neutral, after.neutral
     if ours:
         outcome.reasons = dict(Counter(str(skip.reason) for skip in made.plan.skips))
         del made, folded
@@ -267,9 +270,10 @@ def summary(rows: list[Row]) -> Iterator[str]:
         before = sum(row.layer_scales for row in scaled)
         after = sum(row.outcomes["affines"].scales for row in scaled)
         freeze = sum(row.outcomes["jit.freeze"].scales for row in scaled)
+        neutral = sum(row.outcomes["affines"].neutral for row in scaled)
         yield (
             f"LayerScales and the like in {len(scaled)} models: {before}; left with affines "
-            f"{after}, by jit.freeze {freeze}"
+            f"{after} (and {neutral} that multiply by 1), by jit.freeze {freeze}"
         )
     rows = [row for row in rows if row.norms]
     total = sum(row.norms for row in rows)
@@ -318,6 +322,9 @@ def faults(rows: list[Row]) -> Iterator[str]:
                 yield f"WRONG {row.name}, {tool.name}: {outcome.wrong}"
             elif outcome is not None and outcome.failure:
                 yield f"FAIL {row.name}, {tool.name}: {outcome.failure}"
+            elif outcome is not None and sum(outcome.reasons.values()) < outcome.left:
+                named = sum(outcome.reasons.values())
+                yield f"SILENT {row.name}, {tool.name}: {outcome.left} left, {named} reasons"
         ours = row.outcomes["merge"]
         for tool in PEERS:
             other = row.outcomes[tool.name]

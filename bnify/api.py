@@ -11,35 +11,29 @@ import torch
 from torch import nn
 
 from bnify.accept import accept, as_plan, example_call
-from bnify.borrow import copy_model, training_possible
-from bnify.capture import Captured, free_batch, record_example, record_train
+from bnify.borrow import training_possible
+from bnify.capture import record_example
 from bnify.changes import Change
-from bnify.errors import PlanError, UsageError, VerificationError
+from bnify.errors import PlanError, UsageError
 from bnify.folding import FoldOptions
 from bnify.folds import How, check_fold, fold_model, plan_fold
-from bnify.insertion import InsertOptions, plan_insert, reconciled, training_batch
-from bnify.measure import measure
-from bnify.optim import check_optimizer, extend_optimizer, optimizer_notes
+from bnify.insertion import InsertOptions
+from bnify.inserts import carry_out, plan_insertion
+from bnify.optim import check_optimizer
 from bnify.plan import Plan
-from bnify.realise import Realisations
 from bnify.result import Result
 from bnify.rewrite import (
     check_edits,
     check_fingerprint,
     initial_norms,
     restructure,
-    rewrite_graph,
     rewrite_tree,
 )
 from bnify.structure import Call, Inputs, as_call, draw
 from bnify.verdict import Verification
-from bnify.verification.insertion import verify_insertion
 
 if TYPE_CHECKING:
     from bnify.exporting import Export
-
-#: The drift is measured at the training batch size while inputs of that size hold fewer values.
-_MOST_VALUES = 4_000_000
 
 
 def insert(
@@ -136,11 +130,9 @@ def insert(
         say("recording")
         captured = record_example(model, call)
         if given is None:
-            train, note = record_train(model, captured.call)
             say("planning")
-            made = plan_insert(captured, options, train=train, example_batch=call.batch)
-            given = made.with_notes(*note)
-        return _carry_out(
+            given = plan_insertion(captured, options, call)
+        return carry_out(
             model,
             call,
             captured,
@@ -230,10 +222,7 @@ def plan(model: nn.Module, inputs: Inputs, **options: Any) -> Plan:
     chosen.check()
     accept(model)
     call = example_call(model, inputs)
-    captured = record_example(model, call)
-    train, note = record_train(model, captured.call)
-    made = plan_insert(captured, chosen, train=train, example_batch=call.batch)
-    return made.with_notes(*note)
+    return plan_insertion(record_example(model, call), chosen, call)
 
 
 def check(model: nn.Module, plan: Plan, inputs: Inputs | None = None) -> None:
@@ -288,7 +277,7 @@ def apply(
     check_optimizer(optimizer, model, inplace=inplace)
     with training_possible():
         captured = record_example(model, call)
-        return _carry_out(
+        return carry_out(
             model,
             call,
             captured,
@@ -385,81 +374,6 @@ def _refuse_options_beside(plan: Plan, options: InsertOptions | FoldOptions) -> 
             f"{', '.join(given)} beside plan=: a plan is carried out as it is",
             hint="leave the options out, or make a new plan with them",
         )
-
-
-def _carry_out(
-    model: nn.Module,
-    example: Call,
-    captured: Captured,
-    plan: Plan,
-    data: Any,
-    *,
-    inplace: bool,
-    verify: bool,
-    optimizer: torch.optim.Optimizer | None = None,
-    say: Callable[[str], None] = lambda _: None,
-) -> Result:
-    """Measure, rewrite and verify one plan."""
-    check_edits(captured, plan)
-    plan = reconciled(plan, captured)
-    statistics, notes, batch = measure(model, plan, example, data, say)
-    plan = plan.with_notes(
-        *free_batch(captured), *notes, *optimizer_notes(model, plan, optimizer, inplace)
-    )
-    before = str(model)
-    say("rewriting")
-    norms = initial_norms(model, plan, statistics)
-    graph = rewrite_graph(captured, plan, norms)
-    rewritten = rewrite_tree(copy_model(model), plan, norms)
-    verification = None
-    if verify:
-        say("verifying")
-        realised = Realisations(model, plan, captured.call, statistics)
-        size = training_batch(plan.options.get("batch_size"), example.batch)
-        drift = _drift_call(captured.call, size, batch)
-        verification = verify_insertion(realised, model, rewritten, graph, drift)
-    result = Result(rewritten, graph, plan, verification, captured.call, before=before)
-    if verification is not None and not verification.passed:
-        raise _failed(result, verification)
-    if inplace:
-        dropped = [
-            model.get_submodule(e.layer).get_parameter("bias") for e in plan.edits if e.drop_bias
-        ]
-        result.model = rewrite_tree(model, plan, initial_norms(model, plan, statistics))
-        if optimizer is not None:
-            extend_optimizer(optimizer, model, plan, dropped)
-    return result
-
-
-def _drift_call(call: Call, size: int, batch: Call | None) -> Call:
-    """Inputs for the train-mode drift: the user's own, as far as they go, at the training size."""
-    if batch is not None and batch.batch is not None:
-        return batch.resized(min(size, batch.batch))
-    values = sum(t.numel() for _, t in call.tensors()) / max(call.batch or 1, 1)
-    if call.batch is None or size == call.batch or size * values > _MOST_VALUES:
-        return call
-    return call.resized(size) if size < call.batch else call.grown(size, seed=3)
-
-
-def _failed(result: Result, verification: Verification) -> VerificationError:
-    """What was found wrong, and what to do about it."""
-    found = next((c for c in verification.checks if c.passed is False), None)
-    undecided = next((c for c in verification.checks if c.passed is None), None)
-    check = found or undecided
-    what = "nothing was checked"
-    if check is not None:
-        numbers = ""
-        if check.error is not None and check.threshold is not None:
-            numbers = f"error {check.error:.1e}, allowed {check.threshold:.0e}"
-        what = f"{check.name}: {'; '.join(filter(None, (numbers, check.detail)))}"
-    layer = verification.first_divergent
-    return VerificationError(
-        f"the result was measured and found wrong ({what})",
-        hint=f"leave {layer} out with exclude, and report this as a bug"
-        if layer
-        else "look at the checks of error.result.verification; try other example inputs",
-        result=result,
-    )
 
 
 def _rebuild(model: nn.Module, plan: Plan, structure: Sequence[Change] = ()) -> nn.Module:

@@ -19,7 +19,7 @@ from bnify.refold import Refolded
 from bnify.result import Result
 from bnify.rewrite import check_fingerprint, fold_tree, folded_module, restructure
 from bnify.structure import Call, describe
-from bnify.verdict import Verification
+from bnify.verdict import Check, Verification
 from bnify.verification.folding import Delivered, unchanged, verify_fold
 
 #: How often a fold that fails its verification is undone in part and tried again.
@@ -192,7 +192,11 @@ def _measure(work: _Work, captured: Captured, folded: Folded) -> tuple[Verificat
     model, options = work.model, work.options
     if not folded.edits:
         return unchanged(), copy_model(model).eval()
-    again = Refolded(model, captured.call, options, folded)
+    try:
+        again = Refolded(model, captured.call, options, folded)
+    except PlanError as error:  # that is our fault, whatever the numbers would have been
+        check = Check(name="the same fold in float64", passed=False, detail=error.message)
+        return Verification(passed=False, checks=(check,)), copy_model(model).eval()
     if options.as_graph:
         delivered: nn.Module = folded_module(captured, folded.graph, folded.changes)
     else:
@@ -207,10 +211,7 @@ def _guilty(work: _Work, captured: Captured, folded: Folded) -> dict[str, Skip]:
     def fails(edits: tuple[Edit, ...]) -> bool:
         wanted = {edit.layer: edit for edit in edits}
         some = fold_graph(captured, work.options, only=wanted)
-        try:
-            return not _measure(work, captured, some)[0].passed
-        except PlanError:
-            return True
+        return not _measure(work, captured, some)[0].passed
 
     def search(edits: tuple[Edit, ...]) -> list[Edit]:
         if not fails(edits):
@@ -263,9 +264,7 @@ def _deliver(
     model, options = work.model, work.options
     before = str(work.original)
     if options.as_graph:
-        notes = free_batch(captured)
-        symbolic = _again(captured, options, folded)
-        built = folded_module(captured, symbolic.graph, symbolic.changes)
+        built, notes = _with_free_batch(captured, options, folded)
         return Result(
             built,
             built,
@@ -285,9 +284,7 @@ def _deliver(
     def graph() -> fx.GraphModule:
         if how.inplace:  # the original is gone: the batch stays as it was recorded
             return folded_module(captured, folded.graph, folded.changes, result_model)
-        free_batch(captured)
-        again = _again(captured, options, folded)
-        return folded_module(captured, again.graph, again.changes, result_model)
+        return _with_free_batch(captured, options, folded, result_model)[0]
 
     return Result(
         result_model,
@@ -301,9 +298,15 @@ def _deliver(
     )
 
 
-def _again(captured: Captured, options: FoldOptions, folded: Folded) -> Folded:
-    """The same fold on the recording with its batch made symbolic."""
+def _with_free_batch(
+    captured: Captured, options: FoldOptions, folded: Folded, model: nn.Module | None = None
+) -> tuple[fx.GraphModule, list[str]]:
+    """The folded recording with its batch made symbolic, where that goes; else why not."""
     wanted: Mapping[str, Edit] = {edit.layer: edit for edit in folded.edits}
+    notes = free_batch(captured)
     again = fold_graph(captured, options, only=wanted)
-    check_same(folded.edits, again)
-    return again
+    try:
+        check_same(folded.edits, again)
+    except PlanError as error:
+        again, notes = folded, [f"result.graph runs at the recorded batch size: {error.message}"]
+    return folded_module(captured, again.graph, again.changes, model), notes

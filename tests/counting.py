@@ -69,6 +69,7 @@ class NormCount:
             for all): frozen batch norms, LayerScale, and what an unfinished fold leaves.
         frozen: Those of ``scales`` whose numbers come through a square root: frozen batch norms.
         convolutions: Convolutions, transposed ones included.
+        neutral: Those of ``scales`` that are 1 in every channel: they cost time and do nothing.
     """
 
     batch: int
@@ -76,6 +77,7 @@ class NormCount:
     scales: int
     frozen: int = 0
     convolutions: int = 0
+    neutral: int = 0
 
     @property
     def affine(self) -> int:
@@ -128,7 +130,8 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self, inputs: list[Tensor]) -> None:
         super().__init__()
-        self.batch = self.other = self.scales = self.frozen = self.convolutions = 0
+        self.batch = self.other = self.scales = self.frozen = 0
+        self.convolutions = self.neutral = 0
         # Weak references free the memory but keep its address from being used again.
         self._memories: dict[int, StorageWeakRef] = {}
         self._dynamic = {self._memory(tensor) for tensor in inputs}
@@ -136,7 +139,14 @@ class _Counter(TorchDispatchMode):
 
     @property
     def count(self) -> NormCount:
-        return NormCount(self.batch, self.other, self.scales, self.frozen, self.convolutions)
+        return NormCount(
+            batch=self.batch,
+            other=self.other,
+            scales=self.scales,
+            frozen=self.frozen,
+            convolutions=self.convolutions,
+            neutral=self.neutral,
+        )
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -180,6 +190,7 @@ class _Counter(TorchDispatchMode):
             if _per_channel(value, scale):
                 self.scales += 1
                 self.frozen += self._memory(scale) in self._rooted
+                self.neutral += bool((scale == 1).all())
 
     def _is_root(self, name, args) -> bool:
         if name == "pow":  # (var + eps) ** -0.5

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from absorbing import CONVS, HOSTILE, Layer, assume_output, close, hostile, layers, randn, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from absorbing import CONVS, HOSTILE, Layer, assume_output, close, hostile, layers, randn, seeds
 from bnify.algebra import (
     Affine,
     Kernel,

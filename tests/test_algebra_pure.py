@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from absorbing import randn
 from torch import Tensor
 
+from absorbing import randn
 from bnify.algebra import (
     Affine,
     Kernel,

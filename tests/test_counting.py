@@ -72,6 +72,10 @@ CASES = {
     "group": (nn.GroupNorm(2, 4), NormCount(0, 1, 0)),
     "layer": (nn.LayerNorm(6), NormCount(0, 1, 0)),
     "layer scale": (Of(lambda m, x: x * m.g, g=parameter(6)), NormCount(0, 0, 1)),
+    "layer scale of ones": (
+        Of(lambda m, x: x * m.g, g=nn.Parameter(torch.ones(6))),
+        NormCount(0, 0, 1, neutral=1),
+    ),
     "a number": (Of(lambda m, x: x * m.g / 3, g=parameter(1)), NormCount(0, 0, 0)),
     "division": (Of(lambda m, x: x / m.g, g=parameter(4, 1, 1)), NormCount(0, 0, 1)),
     "in place": (Of(lambda m, x: (x + 1).mul_(m.g), g=parameter(4, 1, 1)), NormCount(0, 0, 1)),

@@ -23,7 +23,8 @@ def merge_chains(draft: Draft, only: Mapping[str, Edit] | None) -> list[Edit]:
     """Merge every two linear layers of which the second alone reads the first."""
     edits: list[Edit] = []
     for node in list(draft.graph.nodes):
-        second = draft.layer(node) if node.op == "call_function" else None
+        live = node.op == "call_function" and node not in draft.gone
+        second = draft.layer(node) if live else None
         if second is None or second.value is None:
             continue
         first = _before(draft, second)
@@ -55,6 +56,8 @@ def _merge(
     if a is None or b is None or a.groups != 1 or b.groups != 1:
         return None
     if len(a.kernel) != len(b.kernel):
+        return None
+    if first.node in draft.pinned or second.node in draft.pinned:
         return None
     if not all(alone_in_module(draft, layer, exact=True) for layer in (first, second)):
         return None

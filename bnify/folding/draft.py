@@ -67,6 +67,8 @@ class Draft:
         self._sharing = _sharing(captured)
         self._dropped: dict[fx.Node, fx.Node] = {}
         self.gone: set[fx.Node] = set()
+        #: Values that the model still gives to a norm which does nothing: their shape must stay.
+        self.pinned: set[fx.Node] = set()
         #: Values that the model copies (``x + 0``) before anybody writes to them.
         self.copied: set[fx.Node] = set()
         self._inside: dict[tuple[str, int], list[fx.Node]] = {}

@@ -141,6 +141,8 @@ class _Engine:
         wanted = self.only[layer].kind if self.only is not None else None
         if wanted == MERGE:
             raise Refused(Reason.NOT_PLANNED)
+        if len(calls) > 1:  # some may go backwards, others forwards
+            wanted = None
         slot = slot_of(self.draft, calls)
         try:
             step = self._untied(calls, slot, wanted)

@@ -158,11 +158,11 @@ def reshape_layer(
     name = layer.target
     changes.weights.pop(name, None)
     changes.values[name] = weight.cpu()
+    draft.resized(layer, tuple(weight.shape))
     if (geometry is not None or sizes) and not draft.as_graph:
         changes.tree.append(
             Change(kind="weight", path=layer.path, shape=tuple(weight.shape), values=values)
         )
-    draft.resized(layer, tuple(weight.shape))
     if bias is None:
         return
     old = layer.bias.meta["shape"] if layer.bias is not None else None

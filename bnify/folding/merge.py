@@ -49,7 +49,7 @@ def drop_neutral(draft: Draft) -> None:
     """Take ``x + 0`` and ``1·x`` out of the graph; in the module tree they stay as they are."""
     for node in list(draft.graph.nodes):
         name = ops.name_of(node)
-        if node.op != "call_function" or name not in ("add", "sub", "mul", "div"):
+        if node in draft.gone or name not in ("add", "sub", "mul", "div"):
             continue
         given = arguments(node)
         a, b = given["self"], given["other"]
@@ -117,6 +117,8 @@ def _merge_one(
 ) -> list[Edit]:
     """Merge one group of summands; empty if there is none."""
     groups: dict[fx.Node, _Group] = {}
+    if root in draft.gone or not _is_sum(root):
+        return []
     terms = list(_terms(draft, root, 1, ()))
     for term in terms:
         if len(draft.readers(term.node)) != 1 or list(_reads(term.sums[-1])).count(term.node) > 1:
@@ -172,6 +174,7 @@ def _merge_group(
             if t is not term
             and asked(la.label, layer)
             and (draft.as_graph or alone_in_module(draft, la))
+            and t.node not in draft.pinned
         ]
         through = [(t, source) for t, source in removable if asked(source.layer, layer)]
         gone = {t.node for t, *_ in merged} | {t.node for t, _ in through}

@@ -78,6 +78,7 @@ def remove(draft: Draft, calls: list[Source], slot: Slot, step: Step) -> Edit:
         )
     elif not draft.as_graph:
         _neutralise(draft, first, left)
+        draft.pinned.update(source.value for source in calls)
         details.append("written out in a forward, where it does nothing now")
     draft.forget()
     flow = first.flow

@@ -16,9 +16,9 @@ from bnify.report.repeats import Row, collapse, without_numbers
 _KINDS: Final = {"fold-backward": "backward", "fold-forward": "forward", "merge": "merge"}
 _COUNTED: Final = {"backward": "backwards", "forward": "forwards", "merge": "merged"}
 _ALL: Final = {
-    "backward": "backwards, into what makes their input",
-    "forward": "forwards, into what reads their result",
-    "merge": "into a branch beside them",
+    "backward": ("backwards, into what makes its input", "backwards, into what makes their input"),
+    "forward": ("forwards, into what reads its result", "forwards, into what reads their result"),
+    "merge": ("into a branch beside it", "into a branch beside them"),
 }
 #: Norms that are gone once they are folded; of all others the scale and shift goes.
 _WHOLE: Final = frozenset({"batch", "frozen", "instance"})
@@ -40,7 +40,7 @@ def fold_headline(plan: Plan, *, dry_run: bool) -> str:
     sentences = []
     total = len(norms) + left
     if total:
-        verb = "would be folded" if dry_run else "is folded" if total == 1 else "are folded"
+        verb = "would be folded" if dry_run else "is folded" if len(norms) == 1 else "are folded"
         which = f"{len(norms)} of {count(total, noun, nouns)}"
         if not left:
             which = f"The one {noun}" if total == 1 else f"All {count(total, noun, nouns)}"
@@ -57,7 +57,8 @@ def _by_kind(edits: Sequence[Edit]) -> str:
     """Where norms went: ``" (18 backwards, 2 forwards)"``."""
     found = Counter(_KINDS.get(edit.kind, edit.kind) for edit in edits)
     if len(found) == 1:
-        return f" {_ALL[next(iter(found))]}"
+        one, several = _ALL[next(iter(found))]
+        return f" {one if len(edits) == 1 else several}"
     kinds = ", ".join(f"{found[kind]} {word}" for kind, word in _COUNTED.items() if found[kind])
     return f" ({kinds})" if kinds else ""
 
@@ -67,13 +68,14 @@ def _others(plan: Plan) -> str:
     layers = sum(edit.kind == "merge" and not edit.norm for edit in plan.edits)
     maps = sum(edit.norm == "affine" for edit in plan.edits)
     tails = sum(edit.norm not in (*_WHOLE, "affine", "") for edit in plan.edits)
+    into = "another" if layers == 1 else "others"
     found = (
-        (
-            layers,
-            f"{count(layers, 'layer')} merged into {'its neighbour' if layers == 1 else 'others'}",
-        ),
+        (layers, f"{count(layers, 'layer')} merged into {into}"),
         (maps, count(maps, "other scale and shift", "other scales and shifts")),
-        (tails, f"scale and shift of {count(tails, 'norm')} that stay"),
+        (
+            tails,
+            f"scale and shift of {count(tails, 'norm')} that {'stays' if tails == 1 else 'stay'}",
+        ),
     )
     return ", ".join(text for number, text in found if number)
 

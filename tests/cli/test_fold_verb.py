@@ -22,7 +22,7 @@ def hostile(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
                 n = module.num_features
                 module.running_mean.copy_(torch.randn(n, generator=generator))
                 module.running_var.copy_(torch.rand(n, generator=generator) * 3 + 1e-4)
@@ -341,22 +341,28 @@ def test_an_unverified_result_is_kept_only_by_name(cli, folder):
 
 @pytest.fixture
 def planted_fault(monkeypatch):
-    """A folded model that is off, whatever is folded: no undoing helps."""
+    """Folded models that come out wrong; ``planted_fault(2)``: where two norms are folded."""
     import bnify.folds
 
     real = bnify.folds.fold_tree
 
-    def faulty(model, changes, **more):
-        folded = real(model, changes, **more)
-        with torch.no_grad():
-            folded.conv3.weight.mul_(1.01)
-        return folded
+    def plant(least):
+        def faulty(model, changes, **more):
+            folded = real(model, changes, **more)
+            if sum(change.kind == "identity" for change in changes.tree) >= least:
+                with torch.no_grad():
+                    folded.conv1.weight.mul_(1.5)
+            return folded
 
-    monkeypatch.setattr(bnify.folds, "fold_tree", faulty)
+        monkeypatch.setattr(bnify.folds, "fold_tree", faulty)
+
+    return plant
 
 
-@pytest.mark.usefixtures("planted_fault")
-def test_a_failed_verification_is_1_with_its_numbers_and_kept_only_when_asked(cli, folder):
+def test_a_failed_verification_is_1_with_its_numbers_and_kept_only_when_asked(
+    cli, folder, planted_fault
+):
+    planted_fault(2)  # no norm is at fault by itself: nothing can be undone
     ran = cli("fold", *BLOCKS, *INPUT, "-o", "out", "--no-onnx")
     assert ran.code == 1, ran
     assert ran.stdout.rstrip().splitlines()[-1].startswith("FAIL")
@@ -367,8 +373,18 @@ def test_a_failed_verification_is_1_with_its_numbers_and_kept_only_when_asked(cl
     data = _json(ran)
     assert data["error"]["kind"] == "VerificationError"
     assert data["verification"]["passed"] is False
+    assert "out.failed" in data["error"]["hint"]
     kept = json.loads((folder / "out.failed" / "bnify.json").read_text())
     assert kept["verified"] is False
+
+
+@pytest.mark.usefixtures("folder")
+def test_folds_that_fail_are_undone_and_listed(cli, planted_fault):
+    planted_fault(1)
+    ran = cli("fold", *BLOCKS, *INPUT)
+    assert ran.code == 0, ran
+    assert "Nothing to fold: all 4 norms are left alone" in ran.stdout
+    assert "verification-failed" in ran.stdout
 
 
 @pytest.mark.parametrize("kept", [(), ("-o", "out"), ("--emit", "graph")])

@@ -186,9 +186,9 @@ def test_an_unverified_result_is_kept_only_by_name(cli, user):
 @pytest.fixture
 def planted_fault(monkeypatch):
     """Norms that come out with a bias off by 1 %: the rewritten model is wrong."""
-    import bnify.api
+    import bnify.inserts
 
-    real = bnify.api.rewrite_tree
+    real = bnify.inserts.rewrite_tree
 
     def faulty(model, plan, norms):
         rewritten = real(model, plan, norms)
@@ -196,7 +196,7 @@ def planted_fault(monkeypatch):
             rewritten.fc1.norm.bias[0] += 0.01
         return rewritten
 
-    monkeypatch.setattr(bnify.api, "rewrite_tree", faulty)
+    monkeypatch.setattr(bnify.inserts, "rewrite_tree", faulty)
 
 
 @pytest.mark.usefixtures("planted_fault")

@@ -1,0 +1,113 @@
+"""The straight line of an insertion: capture, plan, rewrite, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnify.borrow import copy_model
+from bnify.capture import Captured, free_batch, record_train
+from bnify.errors import VerificationError
+from bnify.insertion import InsertOptions, plan_insert, reconciled, training_batch
+from bnify.measure import measure
+from bnify.optim import extend_optimizer, optimizer_notes
+from bnify.plan import Plan
+from bnify.realise import Realisations
+from bnify.result import Result
+from bnify.rewrite import check_edits, initial_norms, rewrite_graph, rewrite_tree
+from bnify.structure import Call
+from bnify.verdict import Verification
+from bnify.verification.insertion import verify_insertion
+
+#: The drift is measured at the training batch size while inputs of that size hold fewer values.
+_MOST_VALUES = 4_000_000
+
+
+def plan_insertion(captured: Captured, options: InsertOptions, example: Call) -> Plan:
+    """Plan on a recording in eval mode, with one in train mode beside it where there can be one."""
+    train, note = record_train(captured.model, captured.call)
+    made = plan_insert(captured, options, train=train, example_batch=example.batch)
+    return made.with_notes(*note)
+
+
+def carry_out(
+    model: nn.Module,
+    example: Call,
+    captured: Captured,
+    plan: Plan,
+    data: Any,
+    *,
+    inplace: bool,
+    verify: bool,
+    optimizer: torch.optim.Optimizer | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Measure, rewrite and verify one plan.
+
+    Raises:
+        PlanError: An edit of the plan cannot be done.
+        VerificationError: The result was measured and found wrong; the model is untouched.
+    """
+    check_edits(captured, plan)
+    plan = reconciled(plan, captured)
+    statistics, notes, batch = measure(model, plan, example, data, say)
+    plan = plan.with_notes(
+        *free_batch(captured), *notes, *optimizer_notes(model, plan, optimizer, inplace)
+    )
+    before = str(model)
+    say("rewriting")
+    norms = initial_norms(model, plan, statistics)
+    graph = rewrite_graph(captured, plan, norms)
+    rewritten = rewrite_tree(copy_model(model), plan, norms)
+    verification = None
+    if verify:
+        say("verifying")
+        realised = Realisations(model, plan, captured.call, statistics)
+        size = training_batch(plan.options.get("batch_size"), example.batch)
+        drift = _drift_call(captured.call, size, batch)
+        verification = verify_insertion(realised, model, rewritten, graph, drift)
+    result = Result(rewritten, graph, plan, verification, captured.call, before=before)
+    if verification is not None and not verification.passed:
+        raise _failed(result, verification)
+    if inplace:
+        dropped = [
+            model.get_submodule(e.layer).get_parameter("bias") for e in plan.edits if e.drop_bias
+        ]
+        result.model = rewrite_tree(model, plan, initial_norms(model, plan, statistics))
+        if optimizer is not None:
+            extend_optimizer(optimizer, model, plan, dropped)
+    return result
+
+
+def _drift_call(call: Call, size: int, batch: Call | None) -> Call:
+    """Inputs for the train-mode drift: the user's own, as far as they go, at the training size."""
+    if batch is not None and batch.batch is not None:
+        return batch.resized(min(size, batch.batch))
+    values = sum(t.numel() for _, t in call.tensors()) / max(call.batch or 1, 1)
+    if call.batch is None or size == call.batch or size * values > _MOST_VALUES:
+        return call
+    return call.resized(size) if size < call.batch else call.grown(size, seed=3)
+
+
+def _failed(result: Result, verification: Verification) -> VerificationError:
+    """What was found wrong, and what to do about it."""
+    found = next((c for c in verification.checks if c.passed is False), None)
+    undecided = next((c for c in verification.checks if c.passed is None), None)
+    check = found or undecided
+    what = "nothing was checked"
+    if check is not None:
+        numbers = ""
+        if check.error is not None and check.threshold is not None:
+            numbers = f"error {check.error:.1e}, allowed {check.threshold:.0e}"
+        what = f"{check.name}: {'; '.join(filter(None, (numbers, check.detail)))}"
+    layer = verification.first_divergent
+    return VerificationError(
+        f"the result was measured and found wrong ({what})",
+        hint=f"leave {layer} out with exclude, and report this as a bug"
+        if layer
+        else "look at the checks of error.result.verification; try other example inputs",
+        result=result,
+    )

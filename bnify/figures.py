@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from bnify import ops
-from bnify.capture import record, tensor_at
+from bnify.capture import Captured, record, tensor_at
+from bnify.capture.captured import attribute_name
 from bnify.cost import Cost, cost_of
 from bnify.errors import BnifyError
 from bnify.folding.arguments import arguments
@@ -71,6 +72,8 @@ def figures_of(result: Result) -> Figures:
         if result.plan.edits:
             graph = _folded_graph(result)
             after, groups = cost_of(result.model, graph), _transposed(graph)
+            if isinstance(result.model, fx.GraphModule):
+                after = replace(after, parameters=_numbers(result.model, captured))
     except BnifyError as error:  # the fold stands without it
         after = None
         notes.append(f"parameters and operations: {error.message}")
@@ -89,6 +92,14 @@ def _folded_graph(result: Result) -> fx.Graph:
     if isinstance(result.model, fx.GraphModule):
         return result.model.graph
     return record(result.model, result.call, borrow=True).graph
+
+
+def _numbers(graph: fx.GraphModule, captured: Captured) -> int:
+    """Numbers in the weights of a graph, whose tensors are no parameters."""
+    others = {name for name, _ in captured.model.named_buffers()} | set(captured.constants)
+    kept = {attribute_name(name) for name in others}
+    tensors = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
+    return sum(tensor.numel() for name, tensor in tensors.items() if name not in kept)
 
 
 def _written(original: nn.Module, folded: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -349,7 +349,10 @@ def _shown(request: Request, result: Result) -> dict[str, str]:
 
 def _tree_difference(result: Result) -> str:
     """The module tree before and after, as a unified diff."""
-    before, after = result.before.splitlines(), str(result.model).splitlines()
+    from torch import nn
+
+    # A graph would show its code with its tree.
+    before, after = result.before.splitlines(), nn.Module.__repr__(result.model).splitlines()
     lines = difflib.unified_diff(before, after, "before", "after", lineterm="", n=2)
     return "\n".join(lines) or "(no difference)"
 

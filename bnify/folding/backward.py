@@ -61,6 +61,8 @@ class Backward:
         Raises:
             Refused: It cannot, or somebody else reads it.
         """
+        if value in self.txn.fence:
+            raise Refused(Reason.SHARED_LAYER, "it comes from another call of the same norm")
         if value in self.draft.static:
             self._static(value, reader, flow)
             return

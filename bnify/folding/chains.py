@@ -57,7 +57,7 @@ def _merge(
         return None
     if len(a.kernel) != len(b.kernel):
         return None
-    if first.node in draft.pinned or second.node in draft.pinned:
+    if {first.node, second.node} & (draft.pinned | draft.untied):
         return None
     if not all(alone_in_module(draft, layer, exact=True) for layer in (first, second)):
         return None

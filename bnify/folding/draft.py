@@ -67,6 +67,8 @@ class Draft:
         self._sharing = _sharing(captured)
         self._dropped: dict[fx.Node, fx.Node] = {}
         self.gone: set[fx.Node] = set()
+        #: Calls of a shared layer that have weights of their own.
+        self.untied: set[fx.Node] = set()
         #: Values that the model still gives to a norm which does nothing: their shape must stay.
         self.pinned: set[fx.Node] = set()
         #: Values that the model copies (``x + 0``) before anybody writes to them.
@@ -214,13 +216,17 @@ class Draft:
 
     def drop(self, node: fx.Node, kept: fx.Node) -> None:
         """Let everybody read ``kept`` where they read ``node``."""
+        kept = self.current(kept)
         node.replace_all_uses_with(kept, delete_user_cb=lambda user: user is not kept)
         self._dropped[node] = kept
         self.gone.add(node)
 
     def now(self, recorded: fx.Node) -> fx.Node:
         """The node that a node of the recording is by now."""
-        node = self.twin[recorded]
+        return self.current(self.twin[recorded])
+
+    def current(self, node: fx.Node) -> fx.Node:
+        """What is read by now where a node was read."""
         while node in self._dropped:
             node = self._dropped[node]
         return node

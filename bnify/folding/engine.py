@@ -203,7 +203,8 @@ class _Engine:
         leave_shift: bool,
         alike: bool,
     ) -> Step:
-        step = Step(Transaction(self.draft), shifts_left=leave_shift)
+        fence = frozenset(node for source in calls for node in source.steps)
+        step = Step(Transaction(self.draft, fence), shifts_left=leave_shift)
         for source in calls:
             kind, found, step.txn = self._one(
                 source, step.txn, wanted, leave_shift=leave_shift, check=not alike

@@ -65,6 +65,8 @@ class Forward:
     def _pass(self, reader: fx.Node, value: fx.Node, flow: Flow) -> None:
         if reader.op == "output":
             raise Refused(Reason.VALUE_IS_OUTPUT, f"{place_of(value)} is an output")
+        if reader in self.txn.fence:
+            raise Refused(Reason.SHARED_LAYER, "another call of the same norm reads it")
         layer = self.draft.layer(reader)
         if layer is not None and layer.value is value and reader.all_input_nodes.count(value) == 1:
             self._absorb(layer, flow)

@@ -123,7 +123,7 @@ def _merge_one(
     for term in terms:
         if len(draft.readers(term.node)) != 1 or list(_reads(term.sums[-1])).count(term.node) > 1:
             continue
-        layer = draft.layer(term.node)
+        layer = draft.layer(term.node) if term.node not in draft.untied else None
         if layer is not None and layer.value is not None and geometry_of(layer) is not None:
             groups.setdefault(layer.value, _Group()).convs.append((term, layer))
         elif term.node in norms:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -40,28 +39,36 @@ class Proposal:
 
 @dataclass
 class Transaction:
-    """The changes of one step, before they are made."""
+    """The changes of one step, before they are made.
+
+    Attributes:
+        draft: The recording.
+        fence: Operators that go in this step: no other map may pass through them.
+        proposals: What layers would become, by operator.
+        tensors: New values of other tensors, with the operator that reads them.
+        padding: New constants of padding operators.
+    """
 
     draft: Draft
+    fence: frozenset[fx.Node] = frozenset()
     proposals: dict[fx.Node, Proposal] = field(default_factory=dict)
     tensors: dict[fx.Node, tuple[fx.Node, Tensor]] = field(default_factory=dict)
     padding: dict[fx.Node, float] = field(default_factory=dict)
-    removals: list[Callable[[], None]] = field(default_factory=list)
 
     def branch(self) -> Transaction:
         """A copy to try something on."""
         return Transaction(
             self.draft,
+            self.fence,
             dict(self.proposals),
             dict(self.tensors),
             dict(self.padding),
-            list(self.removals),
         )
 
     def adopt(self, tried: Transaction) -> None:
         """Take over what was tried on a copy."""
         self.proposals, self.tensors = tried.proposals, tried.tensors
-        self.padding, self.removals = tried.padding, tried.removals
+        self.padding = tried.padding
 
     def proposal(self, layer: Layer) -> Proposal:
         """What the layer would become by now."""
@@ -191,8 +198,6 @@ class Transaction:
             draft.changes.values[str(node.target)] = value
         for node, constant in self.padding.items():
             self._write_padding(node, constant)
-        for removal in self.removals:
-            removal()
         draft.forget()
 
     def _write_weight(self, proposal: Proposal) -> None:

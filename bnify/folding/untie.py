@@ -68,7 +68,9 @@ def _is_shared(draft: Draft, layer: Layer) -> bool:
 
 
 def _clone(draft: Draft, node: fx.Node, layer: Layer) -> fx.Node:
-    name = f"{node.target}_of_{layer.node.name}"
+    path, _, leaf = str(node.target).rpartition(".")
+    name = ".".join(filter(None, (path, f"untied_{layer.node.name}", leaf)))
+    draft.untied.add(layer.node)
     clone = draft.attribute(name, node, tuple(node.meta["shape"]))
     draft.changes.values[name] = draft.value(node)
     return clone

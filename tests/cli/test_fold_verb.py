@@ -276,7 +276,9 @@ def test_a_graph_is_made_and_shown_but_not_written(cli, folder):
     assert "def forward(self, x):" in ran.stdout
     assert "batch_norm" not in ran.stdout.partition("def forward")[2]
     data = _json(cli(*words, "--format", "json"))
-    assert (data["cost"]["before"]["norms"], data["cost"]["after"]["norms"]) == (1, 0)
+    before, after = data["cost"]["before"], data["cost"]["after"]
+    assert (before["norms"], after["norms"]) == (1, 0)
+    assert after["parameters"] == before["parameters"] - 8, "scale and shift of 4 channels"
     (folder / "plan.json").write_text(cli(*words, "--dry-run", "--format", "json").stdout)
     ran = cli("fold", "nets.py:Functional", "--plan", "plan.json", "-o", "out")
     assert ran.code == 2, "the plan makes a graph too"

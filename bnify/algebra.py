@@ -183,16 +183,30 @@ def scaled(
     Returns:
         Float64, the shape of `weight`; never the same memory.
     """
-    blocks = _blocked(_float64(weight), kernel)
-    axis = kernel._output_axis
+    kernel._blocks(weight.shape)
+    result = weight.detach().to(torch.float64, copy=True)
     if out is not None:
-        blocks = blocks * kernel._factor(out, weight, axis)
+        scale_(result, kernel, out, "out")
     if inp is not None:
+        scale_(result, kernel, inp, "inp")
+    return result
+
+
+def scale_(weight: Tensor, kernel: Kernel, factor: Tensor, side: Literal["out", "inp"]) -> None:
+    """Multiply a float64 weight by output or by input channel, in place; see :func:`scaled`."""
+    axis = kernel._output_axis
+    if side == "inp":
         kernel.inputs(weight.shape)
-        blocks = blocks * kernel._factor(inp, weight, 3 - axis)
-    if out is None and inp is None:
-        blocks = blocks.clone()
-    return blocks.reshape(weight.shape)
+        axis = 3 - axis
+    values = kernel._factor(factor, weight, axis)
+    # Splitting the first axis is a view in any memory format.
+    shape = kernel._blocks(weight.shape)
+    blocks: Tensor = weight.view(shape) if kernel.kind == "vector" else _split(weight, shape)
+    blocks.mul_(values)
+
+
+def _split(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return weight.unflatten(0, shape[:2])  # type: ignore[no-any-return,no-untyped-call]
 
 
 def shifted(weight: Tensor, kernel: Kernel, shift: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
-from bnify.algebra import Kernel, scaled
+from bnify.algebra import Kernel, scale_, scaled
 from bnify.errors import SpecError
 
 
@@ -79,6 +80,16 @@ class Scaled:
     out: Tensor | None = None
     inp: Tensor | None = None
     dense: Tensor | None = None
+
+    def scale_in_place(self, weight: Tensor) -> bool:
+        """Scale a float64 weight where it is; False where it is another, or rounds."""
+        if self.dense is not None or weight.dtype is not torch.float64:
+            return False
+        if self.out is not None:
+            scale_(weight, self.kernel, self.out, "out")
+        if self.inp is not None:
+            scale_(weight, self.kernel, self.inp, "inp")
+        return True
 
     def of(self, weight: Tensor) -> Tensor:
         """The new weight, float64, on the weight's device."""

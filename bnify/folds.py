@@ -274,11 +274,10 @@ def _deliver(
             before=before,
             captured=captured,
         )
-    result_model = delivered if delivered is not None else copy_model(model)
     if how.inplace:
-        result_model = restructure(work.original, work.first)
-    if result_model is not delivered:
-        fold_tree(result_model, folded.changes)
+        result_model = fold_tree(restructure(work.original, work.first), folded.changes)
+    else:
+        result_model = delivered or fold_tree(copy_model(model), folded.changes)
     tree = (*work.first, *folded.changes.tree)
 
     def graph() -> fx.GraphModule:

@@ -10,7 +10,8 @@ import typer
 from bnify.cli import options as o
 from bnify.cli.config import read_config
 from bnify.cli.folding_verb import check_emit, completed, timed
-from bnify.cli.rewriting import Keeping, Request, perform, read_plan
+from bnify.cli.keeping import Keeping
+from bnify.cli.rewriting import Request, perform, read_plan
 from bnify.cli.session import Session
 from bnify.cli.source import InputOptions, ModelOptions
 from bnify.errors import UsageError

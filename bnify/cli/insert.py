@@ -9,7 +9,8 @@ import typer
 
 from bnify.cli import options as o
 from bnify.cli.config import read_config
-from bnify.cli.rewriting import Keeping, Request, perform, read_plan
+from bnify.cli.keeping import Keeping
+from bnify.cli.rewriting import Request, perform, read_plan
 from bnify.cli.session import Session
 from bnify.cli.source import InputOptions, ModelOptions
 

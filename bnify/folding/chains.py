@@ -42,7 +42,7 @@ def merge_chains(draft: Draft, only: Mapping[str, Edit] | None) -> list[Edit]:
 
 def _before(draft: Draft, second: Layer) -> Layer | None:
     node = second.value
-    while node is not None and len(draft.readers(node)) == 1:
+    while node is not None and len(draft.readers(node)) == 1 and node not in draft.pinned:
         if not is_dropout_off(node):
             return draft.layer(node)
         node = node.args[0]  # type: ignore[assignment]

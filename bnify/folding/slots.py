@@ -12,6 +12,7 @@ from bnify import ops
 from bnify.folding.arguments import arguments, place_of
 from bnify.folding.draft import Draft
 from bnify.folding.families import CASTS, is_dropout_off, moved, numbers
+from bnify.folding.layers import ancestors
 from bnify.folding.refusal import Refused
 from bnify.folding.sources import Source
 from bnify.reason import Reason
@@ -181,9 +182,17 @@ def _check_neutral(draft: Draft, calls: list[Source]) -> None:
         Refused: Its tensors are read elsewhere, or it has none that could be set.
     """
     neutral_values(draft, calls[0])
+    steps = {step for source in calls for step in source.steps}
+    between = {
+        node
+        for step in steps
+        for static in ops.sources(step)
+        if static in draft.static
+        for node in ancestors(static)
+    }
     for source in calls:
         for node in source.tensors.values():
-            draft.check_writable(node, [step for call in calls for step in call.steps])
+            draft.check_writable(node, steps | between)
 
 
 def neutral_values(draft: Draft, source: Source) -> dict[fx.Node, torch.Tensor]:

@@ -26,7 +26,7 @@ _WHOLE: Final = frozenset({"batch", "frozen", "instance"})
 
 def fold_headline(plan: Plan, *, dry_run: bool) -> str:
     """How many norms are folded, in a sentence or two."""
-    norms = [edit for edit in plan.edits if edit.norm in _WHOLE]
+    norms = [edit for edit in plan.edits if edit.norm]
     left = len(plan.skips)
     affines = plan.options.get("affines")
     noun = "norm or affine map" if affines else "norm"
@@ -47,9 +47,14 @@ def fold_headline(plan: Plan, *, dry_run: bool) -> str:
         kinds = _by_kind(norms) if norms else ""
         rest = f"; {left} left alone, {why}" if left else ""
         sentences.append(f"{which} {verb}{kinds}{rest}.")
-    others = _others(plan)
-    if others:
-        sentences.append(f"{'Would also go' if dry_run else 'Also gone'}: {others}.")
+    of_these = _of_these(norms)
+    if of_these:
+        sentences.append(f"Of the folded, {of_these}.")
+    layers = len(plan.edits) - len(norms)
+    if layers:
+        verb = "would be" if dry_run else "is" if layers == 1 else "are"
+        into = "another" if layers == 1 else "others"
+        sentences.append(f"{count(layers, 'layer')} {verb} merged into {into}.")
     return " ".join(sentences)
 
 
@@ -63,21 +68,18 @@ def _by_kind(edits: Sequence[Edit]) -> str:
     return f" ({kinds})" if kinds else ""
 
 
-def _others(plan: Plan) -> str:
-    """What a fold takes away besides norms."""
-    layers = sum(edit.kind == "merge" and not edit.norm for edit in plan.edits)
-    maps = sum(edit.norm == "affine" for edit in plan.edits)
-    tails = sum(edit.norm not in (*_WHOLE, "affine", "") for edit in plan.edits)
-    into = "another" if layers == 1 else "others"
-    found = (
-        (layers, f"{count(layers, 'layer')} merged into {into}"),
-        (maps, count(maps, "other scale and shift", "other scales and shifts")),
-        (
-            tails,
-            f"scale and shift of {count(tails, 'norm')} that {'stays' if tails == 1 else 'stay'}",
-        ),
-    )
-    return ", ".join(text for number, text in found if number)
+def _of_these(edits: Sequence[Edit]) -> str:
+    """Which folds are not of whole norms."""
+    maps = sum(edit.norm == "affine" for edit in edits)
+    tails = sum(edit.norm not in (*_WHOLE, "affine") for edit in edits)
+    found = []
+    if maps:
+        what = "is a scale or shift" if maps == 1 else "are scales or shifts"
+        found.append(f"{maps} {what} without a norm")
+    if tails:
+        stay = "1 norm stays" if tails == 1 else f"{tails} norms stay"
+        found.append(f"{stay} without scale and shift")
+    return ", and ".join(found)
 
 
 def folds_table(edits: tuple[Edit, ...]) -> Table:

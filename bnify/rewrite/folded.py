@@ -29,7 +29,8 @@ def fold_tree(model: nn.Module, changes: Changes, *, shared: bool = False) -> nn
     with torch.no_grad():
         for name, pending in changes.weights.items():
             tensor = tensor_at(model, name)
-            _write(tensor, pending.of(tensor), shared=shared)
+            if shared or not pending.scale_in_place(tensor):
+                _write(tensor, pending.of(tensor), shared=shared)
         for name, value in changes.values.items():
             if name not in changes.graph_only:
                 _write(tensor_at(model, name), value, shared=shared)
@@ -42,9 +43,17 @@ def restructure(model: nn.Module, tree: Iterable[Change]) -> nn.Module:
     Raises:
         SpecError: The model has no such module: it is not the one that was folded.
     """
+    # Looked for once: thousands of norms may go.
+    places: dict[nn.Module, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(module, []).append(path)
     for change in tree:
         try:
-            _CHANGES[change.kind](model, change)
+            if change.kind in _REPLACEMENTS:
+                old = model.get_submodule(change.path)
+                _replace(model, old, _REPLACEMENTS[change.kind](model, old, change), places)
+            else:
+                _CHANGES[change.kind](model, change)
         except (AttributeError, KeyError) as error:
             raise SpecError(
                 f"the change {change.kind!r} of {change.path or 'the root'} does not fit: {error}",
@@ -116,61 +125,63 @@ def _write(tensor: Tensor, value: Tensor, *, shared: bool) -> None:
 # -- changes of the tree ---------------------------------------------------------------------------
 
 
-def _replace(model: nn.Module, path: str, replacement: nn.Module) -> None:
+def _replace(
+    model: nn.Module,
+    old: nn.Module,
+    replacement: nn.Module,
+    places: dict[nn.Module, list[str]],
+) -> None:
     """Put a module where another is, everywhere it is registered; hooks on results move along."""
-    old = model.get_submodule(path)
     if old is model:
         raise PlanError("the root itself cannot be replaced", hint="use emit='graph'")
     for name in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
         getattr(replacement, name).update(getattr(old, name))
     replacement.train(old.training)
-    for place, module in list(model.named_modules(remove_duplicate=False)):
-        if module is old:
-            parent, _, leaf = place.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, replacement)
+    for place in places.get(old, ()):
+        parent, _, leaf = place.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, replacement)
 
 
-def _identity(model: nn.Module, change: Change) -> None:
-    _replace(model, change.path, nn.Identity())
+def _identity(model: nn.Module, old: nn.Module, change: Change) -> nn.Module:
+    del model, old, change
+    return nn.Identity()
 
 
-def _children(model: nn.Module, change: Change) -> None:
-    _replace(model, change.path, _left(model, change))
-
-
-def _left(model: nn.Module, change: Change) -> nn.Module:
+def _children(model: nn.Module, old: nn.Module, change: Change) -> nn.Module:
     """What is left of a norm with an activation: the activation."""
-    old = model.get_submodule(change.path)
+    del model
     children = [(name, old.get_submodule(name)) for name in change.names]
     return children[0][1] if len(children) == 1 else nn.Sequential(OrderedDict(children))
 
 
-def _shift(model: nn.Module, change: Change) -> None:
-    _keep_constants(model, change, "shift", {"shift": operator.add})
+def _shift(model: nn.Module, old: nn.Module, change: Change) -> nn.Module:
+    return _with_constants(model, old, change, "shift", {"shift": operator.add})
 
 
-def _affine(model: nn.Module, change: Change) -> None:
-    _keep_constants(model, change, "affine", {"scale": operator.mul, "shift": operator.add})
+def _affine(model: nn.Module, old: nn.Module, change: Change) -> nn.Module:
+    steps = {"scale": operator.mul, "shift": operator.add}
+    return _with_constants(model, old, change, "affine", steps)
 
 
-def _keep_constants(model: nn.Module, change: Change, kind: str, steps: dict[str, Any]) -> None:
-    """A norm becomes what of it stays by channel, and its children."""
-    like = _like(model, change.path)
+def _with_constants(
+    model: nn.Module, old: nn.Module, change: Change, kind: str, steps: dict[str, Any]
+) -> nn.Module:
+    """What of a norm stays by channel, and its children."""
+    like = _like(model, old)
     tensors = {name: torch.zeros(change.shape).to(like) for name in steps}
     first = plain_module(kind.capitalize(), tensors, *steps.values())
     if not change.names:
-        _replace(model, change.path, first)
-        return
-    old = model.get_submodule(change.path)
+        return first
     children = [(name, old.get_submodule(name)) for name in change.names]
-    _replace(model, change.path, nn.Sequential(OrderedDict([(kind, first), *children])))
+    return nn.Sequential(OrderedDict([(kind, first), *children]))
 
 
-def _zero(model: nn.Module, change: Change) -> None:
+def _zero(model: nn.Module, old: nn.Module, change: Change) -> nn.Module:
+    del model, old, change
     graph = fx.Graph()
     value = graph.placeholder("x")
     graph.output(graph.call_method("new_zeros", (value, ())))
-    _replace(model, change.path, fx.GraphModule({}, graph, class_name="Zero"))
+    return fx.GraphModule({}, graph, class_name="Zero")
 
 
 def plain_module(kind: str, tensors: dict[str, Tensor], *steps: Any) -> fx.GraphModule:
@@ -185,9 +196,8 @@ def plain_module(kind: str, tensors: dict[str, Tensor], *steps: Any) -> fx.Graph
     return fx.GraphModule(root, graph, class_name=kind)
 
 
-def _like(model: nn.Module, path: str) -> Tensor:
-    """A floating-point tensor of the module at ``path``, for device and dtype."""
-    module = model.get_submodule(path)
+def _like(model: nn.Module, module: nn.Module) -> Tensor:
+    """A floating-point tensor of a module, else of the model, for device and dtype."""
     for tensor in (*module.parameters(), *module.buffers(), *model.parameters()):
         if tensor.is_floating_point():
             return tensor
@@ -246,13 +256,15 @@ def _clone(model: nn.Module, change: Change) -> None:
     setattr(model.get_submodule(parent), leaf, copy_model(model.get_submodule(change.path)))
 
 
-_CHANGES = {
-    "clone": _clone,
+_REPLACEMENTS = {
     "identity": _identity,
     "children": _children,
     "shift": _shift,
     "affine": _affine,
     "zero": _zero,
+}
+_CHANGES = {
+    "clone": _clone,
     "bias": _bias,
     "bake": _bake,
     "none": _none,

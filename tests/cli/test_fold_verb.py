@@ -255,7 +255,7 @@ def test_branches_are_merged_when_asked(cli, folder):
     assert (after["norms"], after["weighted"]) == (0, 1)
     text = " ".join(cli("fold", "nets.py:Branches", *INPUT, "--merge").stdout.split())
     assert "All 2 norms are folded (1 backwards, 1 merged)." in text
-    assert "Also gone: 1 layer merged into another." in text
+    assert "1 layer is merged into another." in text
     plain = cli("fold", "nets.py:Branches", *INPUT)
     assert plain.code == 0
     assert "merge" not in plain.stdout

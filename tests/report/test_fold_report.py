@@ -123,12 +123,13 @@ def _flat(result, **options) -> str:
             _plan((*BLOCKS, FORWARD, MERGED), LEFT[:1]),
             "10 of 11 norms are folded (8 backwards, 1 forwards, 1 merged); 1 left alone, for the",
         ),
-        (_plan((MERGED, LAYER)), "beside it. Also gone: 1 layer merged into another."),
-        (_plan((LAYER, LAYER)), "Also gone: 2 layers merged into others."),
+        (_plan((MERGED, LAYER)), "beside it. 1 layer is merged into another."),
+        (_plan((LAYER, LAYER)), "2 layers are merged into others."),
         (
             _plan((*BLOCKS, SCALE, TAIL), affines=True),
-            "Also gone: 1 other scale and shift, scale and shift of 1 norm that stays.",
+            "(9 backwards, 1 forwards). Of the folded, 1 is a scale or shift without a norm, and",
         ),
+        (_plan((SCALE, TAIL), affines=True), "without a norm, and 1 norm stays without scale and"),
         (_plan(skips=LEFT, affines=True), "all 3 norms and affine maps are left alone"),
         (_plan(affines=True), "no norm or affine map runs in this model's forward pass"),
     ],
@@ -140,7 +141,7 @@ def test_the_headline_counts_norms_and_tells_the_rest_apart(plan, said):
 def test_a_dry_run_folds_nothing():
     text = fold_headline(_plan((*BLOCKS, LAYER)), dry_run=True)
     assert "All 8 norms would be folded" in text
-    assert "Would also go: 1 layer" in text
+    assert "1 layer would be merged" in text
     assert "are folded" not in text
 
 

@@ -1,9 +1,9 @@
-"""One fold, done again on float64 copies: what its algebra check compares."""
+"""One fold on float64 copies: what its algebra check compares."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from bnify.borrow import copy_model, sharing_copy
 from bnify.capture import Captured, record
@@ -12,73 +12,71 @@ from bnify.errors import PlanError
 from bnify.folding import Folded, FoldOptions, fold_graph
 from bnify.layers import without_synchronisation
 from bnify.rewrite import fold_tree, folded_module
-from bnify.structure import Call
 
 
 class Refolded:
-    """The original, the folded model and the folded recording in float64.
+    """The original and the folded model in float64; everything is made when it is asked for.
 
     Args:
-        model: The original; it is not touched.
-        call: The example inputs.
+        captured: The recording that was folded, in the model's own dtype.
         options: The options of the fold.
-        folded: The fold, made in the model's own dtype.
+        folded: The fold.
 
     Attributes:
-        wide: Whether everything is in float64; False where the model cannot run in it.
+        captured: The recording.
+        as_graph: Whether the result is a graph.
+        wide: Whether everything is in float64; set to False where the model cannot run in it.
         why_narrow: Why it cannot.
-        model: The original.
-        call: The example inputs.
-        truth: What the original gives on them, recorded.
-        lost: Edits that cannot be done in float64; that is a fault.
-
-    Raises:
-        PlanError: The fold comes out otherwise in float64.
     """
 
-    def __init__(self, model: nn.Module, call: Call, options: FoldOptions, folded: Folded) -> None:
-        self.edits = folded.edits
+    def __init__(self, captured: Captured, options: FoldOptions, folded: Folded) -> None:
+        self.captured = captured
         self.as_graph = options.as_graph
-        self._tree: nn.Module | None = None
         self.wide, self.why_narrow = True, ""
-        self.model: nn.Module = without_synchronisation(double(model)).eval()
-        self.call = call.to(dtype=torch.float64).clone()
-        try:
-            self.captured: Captured = record(self.model, self.call, wide=True, borrow=True)
-        except Exception as error:  # the user's model runs, for the first time in float64
-            self.wide, self.why_narrow = False, (str(error).strip() or "?").splitlines()[0]
-            self.model = without_synchronisation(copy_model(model)).eval()
-            self.call = call.clone()
-            self.captured = record(self.model, self.call, borrow=True)
-        self.truth: list[Tensor] = list(self.captured.outputs)
-        wanted = {edit.layer: edit for edit in folded.edits}
-        self.folded = fold_graph(self.captured, options, only=wanted)
-        found = {(e.layer, e.kind, e.into) for e in self.folded.edits}
-        lost = [e.layer for e in folded.edits if (e.layer, e.kind, e.into) not in found]
-        if lost:
-            raise PlanError(f"{lost[0]} folds otherwise in float64")
+        self._options = options
+        self._folded = folded
+        self._original: nn.Module | None = None
 
     @property
     def baked(self) -> str:
         """Why a recording need not be the model on other inputs; empty where it is."""
         if self.captured.escapes:
-            where = self.captured.escapes[0].module or type(self.model).__name__
+            where = self.captured.escapes[0].module or type(self.captured.model).__name__
             return f"{where} takes tensor values to Python, which a recording bakes in"
-        if self.captured.unreplayable:
-            return self.captured.unreplayable
-        return ""
+        return self.captured.unreplayable
 
-    def tree(self) -> nn.Module:
-        """The folded model, or the folded recording where that is the result."""
-        if self._tree is None:
-            self._tree = (
-                folded_module(self.captured, self.folded.graph, self.folded.changes, own=False)
-                if self.as_graph
-                else fold_tree(sharing_copy(self.model), self.folded.changes, shared=True)
-            )
-        return self._tree
+    def original(self) -> nn.Module:
+        """The original."""
+        if self._original is None:
+            copied = double(self.captured.model) if self.wide else copy_model(self.captured.model)
+            self._original = without_synchronisation(copied).eval()
+        return self._original
+
+    def narrow(self, why: str) -> None:
+        """From now on everything is in the model's own dtype."""
+        self.wide, self.why_narrow, self._original = False, why, None
+
+    def tree(self, *, keep: bool = False) -> nn.Module:
+        """The folded model, made of the original, which is gone then unless ``keep``."""
+        if keep:
+            return fold_tree(sharing_copy(self.original()), self._folded.changes, shared=True)
+        original, self._original = self.original(), None
+        return fold_tree(original, self._folded.changes)
 
     def graph(self) -> fx.GraphModule:
-        """The folded recording, on the tensors of the folded model."""
-        changes = self.folded.changes
-        return folded_module(self.captured, self.folded.graph, changes, self.tree(), own=False)
+        """The folded recording: recorded and folded again, since a recording bakes dtypes in.
+
+        Raises:
+            PlanError: The fold comes out otherwise; that is a fault.
+        """
+        call = self.captured.call
+        if self.wide:
+            call = call.to(dtype=torch.float64)
+        captured = record(self.original(), call, wide=self.wide, borrow=True)
+        wanted = {edit.layer: edit for edit in self._folded.edits}
+        again = fold_graph(captured, self._options, only=wanted)
+        found = {(e.layer, e.kind, e.into) for e in again.edits}
+        for edit in self._folded.edits:
+            if (edit.layer, edit.kind, edit.into) not in found:
+                raise PlanError(f"{edit.layer} folds otherwise in float64")
+        return folded_module(captured, again.graph, again.changes, own=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,7 +14,7 @@ from bnify.borrow import evaluating, fused_attention, seeded, sharing_copy
 from bnify.capture import Captured
 from bnify.devices import full_precision
 from bnify.double import StayInFloat64
-from bnify.errors import BnifyError
+from bnify.errors import BnifyError, CaptureError
 from bnify.structure import Call, outputs_of, run_graph
 from bnify.verdict import Check, OutputVerdict, Verification
 from bnify.verification.bench import (
@@ -32,21 +33,25 @@ BUDGET, FLOOR = 10.0, 1e-6
 
 
 class Refolds(Protocol):
-    """A fold, done again on float64 copies."""
+    """A fold on float64 copies."""
 
+    captured: Captured
+    as_graph: bool
     wide: bool
     why_narrow: str
-    as_graph: bool
-    model: nn.Module
-    call: Call
-    truth: list[Tensor]
 
     @property
     def baked(self) -> str:
         """Why a recording need not be the model on other inputs; empty where it is."""
 
-    def tree(self) -> nn.Module:
-        """The folded model."""
+    def original(self) -> nn.Module:
+        """The original."""
+
+    def narrow(self, why: str) -> None:
+        """From now on everything is in the model's own dtype."""
+
+    def tree(self, *, keep: bool = False) -> nn.Module:
+        """The folded model, made of the original, which is gone then unless ``keep``."""
 
     def graph(self) -> fx.GraphModule:
         """The folded recording."""
@@ -57,18 +62,22 @@ class Delivered:
     """What will be handed out, in the model's own dtype.
 
     Attributes:
-        model: The folded model.
-        captured: The recording of the original, with its outputs.
-        as_graph: Whether ``model`` is a recording, which takes the tensors of the call.
+        model: The folded model, or the folded recording where that is the result.
+        graph: The folded recording, to be compared with the model.
     """
 
     model: nn.Module
-    captured: Captured
-    as_graph: bool = False
+    graph: Callable[[], fx.GraphModule]
 
 
 def verify_fold(again: Refolds, delivered: Delivered) -> Verification:
-    """Measure a fold before anybody gets it."""
+    """Measure a fold before anybody gets it.
+
+    The algebra is judged in float64 on the first sample of the example, original against result.
+    The recording is run against the module in the model's own dtype, where two programs of the
+    same operators are bit-equal; the same goes for a fresh input, within the error budget. What is
+    not clear there is decided in float64.
+    """
     with full_precision():
         return _Fold(again, delivered).verify()
 
@@ -82,31 +91,34 @@ def unchanged() -> Verification:
 class _Fold:
     def __init__(self, again: Refolds, delivered: Delivered) -> None:
         self.again = again
-        self.delivered = delivered
-        self.tree = again.tree()
-        self.least = LEAST if again.wide else 1e-5
+        self.captured = again.captured
+        # A copy: a model may keep something of its forward pass.
+        self.model = sharing_copy(delivered.model)
+        self.graph = delivered.graph
         self.inputs: list[str] = []
+        self.outputs: tuple[OutputVerdict, ...] = ()
+        self.own_error = 0.0
+        self.names: list[str] = []
+        self._fresh_run: tuple[Call, list[Tensor], bool] | None = None
         self._given: list[Tensor] | None = None
 
     def verify(self) -> Verification:
         checks: list[Check] = []
-        for name, check in (
-            ("result = original", self._example),
+        steps = (
+            ("result = original", self._algebra),
             ("recording = module", self._recording),
             ("result = original, fresh input", self._fresh),
             ("fused attention = plain attention", self._fused),
-        ):
+        )
+        for name, step in steps:
             try:
-                checks.extend(check())
+                checks.extend(step())
             except BnifyError as error:
-                checks.append(Check(name=name, passed=None, detail=error.message))
+                checks.append(Check(name=name, passed=False, detail=error.message))
             except Exception as error:  # forward() is user code, and what we made of it raised
                 lines = str(error).strip().splitlines() or [type(error).__name__]
-                checks.append(
-                    Check(name=name, passed=False, detail=f"the result raised: {lines[0]}")
-                )
-        checks = self._decided(checks)
-        outputs = self._budget()
+                why = f"the result raised: {lines[0]}"
+                checks.append(Check(name=name, passed=False, detail=why))
         notes = []
         if not self.again.wide:
             notes.append(
@@ -114,13 +126,12 @@ class _Fold:
                 "own dtype"
             )
         verdicts = [check.passed for check in checks if check.passed is not None]
-        passed = bool(verdicts) and all(verdicts) and all(o.passed for o in outputs)
-        errors = [check.error for check in checks if check.error is not None]
-        first = next(self.delivered.model.parameters(), None)
+        errors = [c.error for c in checks if c.error is not None and "float64" in c.name]
+        first = next(self.model.parameters(), None)
         return Verification(
-            passed=passed,
-            algebra=max(errors, default=None) if self.again.wide else None,
-            outputs=outputs,
+            passed=bool(verdicts) and all(verdicts) and all(o.passed for o in self.outputs),
+            algebra=max(errors, default=None),
+            outputs=self.outputs,
             device=str(first.device if first is not None else torch.device("cpu")),
             checks=tuple(checks),
             inputs=tuple(self.inputs),
@@ -129,95 +140,64 @@ class _Fold:
 
     # -- in float64 ------------------------------------------------------------------------------
 
-    def _example(self) -> Iterator[Check]:
-        self.inputs.append("example")
-        truth = self.again.truth
+    def _algebra(self) -> Iterator[Check]:
+        """Original against result in float64, on the first sample where the model takes one."""
+        call = self.captured.call
+        sizes = [call.batch]
+        if not self.again.as_graph and call.batch is not None and call.batch > 1:
+            sizes.insert(0, 1)
+        truth, used = self._truth([call if n is None else call.resized(n) for n in sizes])
         name = "result = original, float64" if self.again.wide else "result = original"
-        if not all(bool(t.isfinite().all()) for t in truth if t.is_floating_point()):
+        self.inputs.append(f"example, batch {used.batch}" if used.batch else "example")
+        if not _finite(truth):
             why = "the original's own output is not finite: nothing can be compared"
             yield Check(name=name, passed=False, detail=why)
             return
-        yield self._compared(name, self._on_example(), truth, self.again.call)
-
-    def _on_example(self) -> list[Tensor]:
-        if self._given is None:
-            self._given = self._run(self.tree, self.again.call)
-        return self._given
-
-    def _recording(self) -> Iterator[Check]:
-        if self.again.as_graph:
-            return
-        name = "recording = module, float64"
-        graph = self.again.graph()
-        got = self._guarded(lambda: run_graph(graph, self.again.call))
-        check = self._compared(name, got, self._on_example(), self.again.call)
-        if check.passed is False and self.again.baked:
-            check = replace(check, passed=None, error=None, detail=self.again.baked)
+        tree = self.again.graph() if self.again.as_graph else self.again.tree()
+        check = self._compared(name, tree, used, truth)
         yield check
+        self.outputs = self._budget(used, truth)
+        if check.passed is None:
+            yield from self._decided(name)
 
-    def _fresh(self) -> Iterator[Check]:
-        """Another input, and where the model takes it another batch size."""
-        if self.again.as_graph and self.again.baked:
-            return
-        size = self.again.call.batch
-        calls = [self.again.call.redrawn(1)]
-        if size is not None and not self.again.as_graph:
-            others = (size - 1, size + 1) if size > 1 else (size + 1,)
-            calls = [calls[0].resized(n) for n in others] + calls
-        for call in calls:
-            try:
-                want = self._run(self.again.model, call)
-            except Exception:  # forward() is user code: it may take one batch size only
-                continue
-            if not all(bool(t.isfinite().all()) for t in want if t.is_floating_point()):
-                continue
-            label = "fresh input" if call.batch == size else f"fresh input, batch {call.batch}"
-            self.inputs.append(f"redrawn (seed 1), batch {call.batch}")
-            yield self._compared(
-                f"result = original, {label}", self._run(self.tree, call), want, call
-            )
-            return
-        yield Check(
-            name="result = original, fresh input",
-            passed=None,
-            detail="the original does not run on inputs drawn at random",
-        )
+    def _truth(self, calls: list[Call]) -> tuple[list[Tensor], Call]:
+        """What the original gives on the first of these inputs that it takes, in float64."""
+        for wide in (True, False):
+            error: Exception | None = None
+            for call in calls:
+                try:
+                    return self._run(self.again.original(), self._cast(call)), call
+                except Exception as raised:  # forward() is user code
+                    error = raised
+            if wide and error is not None:
+                self.again.narrow((str(error).strip() or "?").splitlines()[0])
+        raise CaptureError(f"the original does not run: {self.again.why_narrow}")
 
-    def _fused(self) -> Iterator[Check]:
-        """The fused attention path must give what the plain one gives."""
-        fused = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-        if self.again.as_graph or not any(isinstance(m, fused) for m in self.again.model.modules()):
-            return
-        with torch.no_grad(), seeded(SEED), fused_attention(enabled=True), evaluating(self.tree):
-            got = [t for _, t in outputs_of(self.again.call.clone()(self.tree))]
-        yield self._compared(
-            "fused attention = plain attention", got, self.again.truth, self.again.call
-        )
-
-    def _decided(self, checks: list[Check]) -> list[Check]:
+    def _decided(self, name: str) -> Iterator[Check]:
         """Where conditioning left everything open, other inputs are tried."""
-        if any(check.passed is not None for check in checks if "original" in check.name):
-            return checks
         for seed in (2, 3, 4):
-            call = self.again.call.redrawn(seed, scale=0.1 if seed == 4 else 1.0)
+            call = self.captured.call.redrawn(seed, scale=0.1 if seed == 4 else 1.0)
             try:
-                want = self._run(self.again.model, call)
-                got = self._run(self.tree, call)
+                want = self._run(self.again.original(), self._cast(call))
             except Exception:  # forward() is user code
                 continue
             self.inputs.append(f"redrawn (seed {seed})")
-            check = self._compared(f"result = original, input {seed}", got, want, call)
-            checks.append(check)
+            tree = self.again.graph() if self.again.as_graph else self.again.tree()
+            check = self._compared(f"{name}, input {seed}", tree, call, want)
+            yield check
             if check.passed is not None:
-                return checks
+                return
         why = "ill-conditioned on every input tried: whether the function is kept is not known"
-        return [*checks, Check(name="result = original", passed=False, detail=why)]
+        yield Check(name=name, passed=False, detail=why)
 
-    def _compared(self, name: str, got: list[Tensor], want: list[Tensor], call: Call) -> Check:
+    def _compared(self, name: str, tree: nn.Module, call: Call, want: list[Tensor]) -> Check:
+        """A float64 model against what it should give, with its conditioning where it matters."""
+        call = self._cast(call)
+        got = self._run(tree, call)
         error, why = distance(got, want)
-        threshold = self.least
+        threshold = LEAST if self.again.wide else 1e-5
         if error > threshold and not why:
-            noise = self._noise(call)
+            noise = distance(self._run(moved_by_one_ulp(tree), call), got)[0]
             threshold = max(threshold, CONDITIONING * noise)
             if noise > ILL_CONDITIONED:
                 open_why = f"ill-conditioned (one ulp moves it by {noise:.0e}), cannot be decided"
@@ -226,52 +206,122 @@ class _Fold:
             name=name, passed=error <= threshold, error=error, threshold=threshold, detail=why
         )
 
-    def _noise(self, call: Call) -> float:
-        """How far the folded model's outputs move with one ulp of its weights."""
-        moved = moved_by_one_ulp(self.tree)
-        return distance(self._run(moved, call), self._run(self.tree, call))[0]
+    def _cast(self, call: Call) -> Call:
+        return call.to(dtype=torch.float64) if self.again.wide else call
 
-    def _run(self, model: nn.Module, call: Call) -> list[Tensor]:
-        def forward() -> list[Tensor]:
-            with torch.no_grad(), evaluating(model):
-                if self.again.as_graph and isinstance(model, fx.GraphModule):
-                    return run_graph(model, call)
-                return [t for _, t in outputs_of(call.clone()(model))]
-
-        return self._guarded(forward)
-
-    def _guarded(self, function: Callable[[], list[Tensor]]) -> list[Tensor]:
-        with torch.no_grad(), seeded(SEED), fused_attention(enabled=False):
-            if not self.again.wide:
-                return function()
-            with StayInFloat64():  # type: ignore[no-untyped-call]
-                return function()
+    def _run(
+        self, model: nn.Module, call: Call, *, own: bool = False, fused: bool = False
+    ) -> list[Tensor]:
+        """The output tensors of a model; ``own`` runs in the model's own dtype."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(seeded(SEED))
+            stack.enter_context(fused_attention(enabled=fused))
+            stack.enter_context(evaluating(model))
+            if self.again.wide and not own:
+                stack.enter_context(StayInFloat64())  # type: ignore[no-untyped-call]
+            if isinstance(model, fx.GraphModule) and "custom_gradients" in model.meta:
+                return run_graph(model, call)
+            named = outputs_of(call.clone()(model))
+            self.names = [name for name, _ in named]
+            return [tensor for _, tensor in named]
 
     # -- in the model's own dtype ----------------------------------------------------------------
 
-    def _budget(self) -> tuple[OutputVerdict, ...]:
+    def _on_fresh(self) -> tuple[Call, list[Tensor], bool]:
+        """An input in the recorded shape, half of its samples drawn anew; the original's outputs.
+
+        The last is False where the original does not take drawn inputs: then it is the example.
+        """
+        if self._fresh_run is None:
+            call = self.captured.call
+            if call.batch is None or call.batch < 2:
+                mixed = call.redrawn(1)
+            else:
+                mixed = call.resized(call.batch // 2).grown(call.batch, seed=1)
+            try:
+                want = self._run(sharing_copy(self.captured.model), mixed, own=True)
+                drawn = _finite(want)
+            except Exception:  # forward() is user code: it may take some values only
+                want, drawn = [], False
+            self._fresh_run = (mixed, want, True)
+            if not drawn:
+                self._fresh_run = (call, list(self.captured.outputs), False)
+        return self._fresh_run
+
+    def _recording(self) -> Iterator[Check]:
+        """The folded recording against the folded module: two programs of the same operators."""
+        if self.again.as_graph:
+            return
+        if self.again.baked:
+            yield Check(name="recording = module", passed=None, detail=self.again.baked)
+            return
+        call, _, _ = self._on_fresh()
+        self._given = self._run(self.model, call, own=True)
+        error, why = distance(self._run(self.graph(), call, own=True), self._given)
+        if error == 0.0 and not why:
+            yield Check(name="recording = module", passed=True, error=0.0, threshold=0.0)
+            return
+        wanted = self._run(self.again.tree(keep=True), self._cast(self.captured.call))
+        name = "recording = module, float64"
+        yield self._compared(name, self.again.graph(), self.captured.call, wanted)
+
+    def _fresh(self) -> Iterator[Check]:
+        """Fresh samples in the recorded shape; what is not clear, in float64."""
+        if self.again.as_graph and self.again.baked:
+            return
+        name = "result = original, fresh input"
+        call, want, drawn = self._on_fresh()
+        if not drawn:
+            why = "the original does not take inputs drawn at random: tried on the example"
+            yield Check(name=name, passed=None, detail=why)
+        else:
+            self.inputs.append("example and redrawn (seed 1)")
+        got = self._given if self._given is not None else self._run(self.model, call, own=True)
+        error, why = distance(got, want)
+        allowed = 2 * BUDGET * max(self.own_error, FLOOR / BUDGET)
+        if error <= allowed and not why:
+            yield Check(name=name, passed=True, error=error, threshold=allowed, detail="own dtype")
+            return
+        truth = self._run(self.again.original(), self._cast(call))
+        tree = self.again.graph() if self.again.as_graph else self.again.tree()
+        yield self._compared(f"{name}, float64", tree, call, truth)
+
+    def _fused(self) -> Iterator[Check]:
+        """The fused attention path must give what the plain one gives."""
+        fused = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+        if self.again.as_graph or not any(isinstance(m, fused) for m in self.model.modules()):
+            return
+        call = self.captured.call
+        tree = self.again.tree(keep=True)
+        truth = self._run(self.again.original(), self._cast(call))
+        got = self._run(tree, self._cast(call), fused=True)
+        error, why = distance(got, truth)
+        name = "fused attention = plain attention, float64"
+        if error > LEAST and not why:  # compared with the plain path, where conditioning counts
+            yield self._compared(name, tree, call, got)
+            return
+        yield Check(name=name, passed=not why, error=error, threshold=LEAST, detail=why)
+
+    def _budget(self, call: Call, truth: list[Tensor]) -> tuple[OutputVerdict, ...]:
         """Each output against the float64 truth, beside the original's own error."""
-        delivered, captured = self.delivered, self.delivered.captured
-        # A copy: a model may keep something of its forward pass.
-        model, call = sharing_copy(delivered.model), captured.call
         try:
-            with torch.no_grad(), seeded(SEED), fused_attention(enabled=False), evaluating(model):
-                if delivered.as_graph and isinstance(model, fx.GraphModule):
-                    got = [("", t) for t in run_graph(model, call)]
-                else:
-                    got = outputs_of(call.clone()(model))
-        except Exception:  # the checks above say so
+            got = self._run(self.model, call, own=True)
+            own = self._run(sharing_copy(self.captured.model), call, own=True)
+        except Exception:  # the checks say so
             return ()
-        names = [name for name, _ in got]
+        names = self.names
         verdicts = []
-        for index, (_, tensor) in enumerate(got):
-            if index >= len(self.again.truth) or index >= len(captured.outputs):
-                break
-            name = names[index] or f"output {index}"
-            verdicts.append(
-                _within_budget(name, tensor, captured.outputs[index], self.again.truth[index])
-            )
+        for index, (a, b, c) in enumerate(zip(got, own, truth, strict=False)):
+            name = names[index] if index < len(names) else f"output {index}"
+            verdicts.append(_within_budget(name, a, b, c))
+            if b.is_floating_point() and b.shape == c.shape:
+                self.own_error = max(self.own_error, measured(b, c).rel_l2)
         return tuple(verdicts)
+
+
+def _finite(tensors: list[Tensor]) -> bool:
+    return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
 
 
 def _within_budget(name: str, got: Tensor, own: Tensor, truth: Tensor) -> OutputVerdict:

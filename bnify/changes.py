@@ -110,9 +110,11 @@ class Changes:
         values: New values of other tensors, float64, by name; some are new themselves.
         tree: Changes of the module tree, in order.
         graph_only: Names of values that the module tree keeps elsewhere.
+        neutral: Names of parameters that multiply by 1 or add 0 from now on.
     """
 
     weights: dict[str, Scaled] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
     tree: list[Change] = field(default_factory=list)
     graph_only: set[str] = field(default_factory=set)
+    neutral: list[str] = field(default_factory=list)

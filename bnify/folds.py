@@ -13,6 +13,7 @@ from bnify.changes import Change
 from bnify.errors import PlanError, VerificationError
 from bnify.fingerprint import fingerprint
 from bnify.folding import Folded, FoldOptions, fold_graph, separable
+from bnify.optional import drop_optional
 from bnify.plan import Edit, Plan, Skip
 from bnify.reason import Reason
 from bnify.refold import Refolded
@@ -38,7 +39,7 @@ class How:
 def plan_fold(model: nn.Module, call: Call, options: FoldOptions) -> Plan:
     """What a fold with these options does; nothing is changed."""
     captured = record_example(_Work(model, options).model, call, borrow=True)
-    return _plan(model, captured, options, fold_graph(captured, options))
+    return _plan(model, captured, options, _planned(captured, options, None))
 
 
 def fold_model(
@@ -117,10 +118,10 @@ def _planned(captured: Captured, options: FoldOptions, plan: Plan | None) -> Fol
         PlanError: An edit of the plan cannot be done.
     """
     if plan is None:
-        return fold_graph(captured, options)
+        return drop_optional(captured, fold_graph(captured, options))
     folded = fold_graph(captured, options, only={edit.layer: edit for edit in plan.edits})
     check_same(plan.edits, folded)
-    return folded
+    return drop_optional(captured, folded)
 
 
 def check_same(edits: tuple[Edit, ...], folded: Folded) -> None:
@@ -180,7 +181,8 @@ def _verified(
         how.say(f"undoing {len(guilty)} folds that fail")
         undone |= guilty
         wanted = {e.layer: e for e in folded.edits if e.layer not in undone}
-        folded = fold_graph(captured, work.options, only=wanted, without=undone)
+        fewer = fold_graph(captured, work.options, only=wanted, without=undone)
+        folded = drop_optional(captured, fewer)
     raise _failed(work, captured, folded, verification)
 
 
@@ -209,7 +211,7 @@ def _guilty(work: _Work, captured: Captured, folded: Folded) -> dict[str, Skip]:
 
     def fails(edits: tuple[Edit, ...]) -> bool:
         wanted = {edit.layer: edit for edit in edits}
-        some = fold_graph(captured, work.options, only=wanted)
+        some = drop_optional(captured, fold_graph(captured, work.options, only=wanted))
         return not _measure(work, captured, some)[0].passed
 
     def search(edits: tuple[Edit, ...]) -> list[Edit]:

@@ -17,6 +17,8 @@ from bnify.plan import Edit
 
 aten = torch.ops.aten
 BACKWARD, FORWARD = "fold-backward", "fold-forward"
+#: Detail of an edit whose operators stay in a forward.
+IN_FORWARD = "written out in a forward, where it does nothing now"
 
 
 @dataclass(slots=True)
@@ -79,7 +81,7 @@ def remove(draft: Draft, calls: list[Source], slot: Slot, step: Step) -> Edit:
     elif not draft.as_graph:
         _neutralise(draft, first, left)
         draft.pinned.update(source.value for source in calls)
-        details.append("written out in a forward, where it does nothing now")
+        details.append(IN_FORWARD)
     draft.forget()
     flow = first.flow
     return Edit(
@@ -119,6 +121,8 @@ def _neutralise(draft: Draft, source: Source, left: Mapping[str, Tensor]) -> Non
         if node is tensors.get("weight") and "scale" in left:
             value = value * left["scale"].reshape(value.shape)
         draft.changes.values[str(node.target)] = value
+        if source.kind == "affine" and not left:
+            draft.changes.neutral.append(str(node.target))
 
 
 def _constant_shape(source: Source) -> tuple[int, ...]:

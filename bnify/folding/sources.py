@@ -93,7 +93,7 @@ def find_sources(draft: Draft, *, affines: bool) -> list[Source]:
             if chain is not None:
                 found.append(chain)
                 taken.update(chain.steps)
-    _name(found)
+    _name(draft, found)
     return found
 
 
@@ -332,10 +332,12 @@ def _has_root(static: fx.Node) -> bool:
 # -- names ----------------------------------------------------------------------------------------
 
 
-def _name(sources: list[Source]) -> None:
+def _name(draft: Draft, sources: list[Source]) -> None:
     """The name of each source in a plan: its module, unless that has several."""
     for source in sources:
         source.layer = _owner(source)
+        if source.kind == "affine" and not _is_all_of(draft, source.layer, source):
+            source.layer = _tensor_name(source)
     owners: dict[str, set[tuple[str, ...]]] = {}
     for source in sources:
         owners.setdefault(source.layer, set()).add(_identity(source))
@@ -344,13 +346,19 @@ def _name(sources: list[Source]) -> None:
             source.layer = _tensor_name(source) or source.layer
 
 
+def _is_all_of(draft: Draft, path: str, source: Source) -> bool:
+    """Whether a module has no other parameters and buffers than these."""
+    module = draft.module(path)
+    names = {str(node.target).rpartition(".")[2] for node in source.tensors.values()}
+    own = (*module.named_parameters(), *module.named_buffers()) if module is not None else ()
+    return bool(own) and {name for name, _ in own} <= names
+
+
 def _owner(source: Source) -> str:
     """Path of the module that owns the statistics."""
     names = _ordered(source)
     if not names:
         return source.module
-    if source.kind == "affine" and names[0].rpartition(".")[0] != source.module:
-        return names[0]
     return names[0].rpartition(".")[0]
 
 

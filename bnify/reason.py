@@ -50,6 +50,16 @@ class Reason(StrEnum):
     VERIFICATION_FAILED = "verification-failed"
 
     @property
+    def folding(self) -> bool:
+        """Whether it is a reason not to fold a norm; the others are for insertions."""
+        return _PLACES[self] >= _PLACES[Reason.BATCH_STATISTICS] or self in _BOTH
+
+    @property
+    def insertion(self) -> bool:
+        """Whether it is a reason to put no norm behind a layer."""
+        return _PLACES[self] < _PLACES[Reason.BATCH_STATISTICS]
+
+    @property
     def sentence(self) -> str:
         """The reason in words, one sentence without a full stop."""
         return _SENTENCES[self]
@@ -63,7 +73,7 @@ _SENTENCES: Mapping[Reason, str] = {
     Reason.CUSTOM_FORWARD: "the layer's own forward computes more after its weight is applied",
     Reason.ATTENTION_PROJECTION: "query, key, value or output projection of attention",
     Reason.WEIGHT_STANDARDISED: "the weight is standardised at every call: norm-free by design",
-    Reason.TIED_WEIGHTS: "the weight is shared, and one norm would mix populations",
+    Reason.TIED_WEIGHTS: "the weight is shared with another layer",
     Reason.CALLED_MORE_THAN_ONCE: "one norm would mix the populations of several calls",
     Reason.FROZEN: "the layer is frozen and frozen layers were to be skipped",
     Reason.OUTPUT_HEAD: "an output is reached without another weighted layer",
@@ -93,3 +103,6 @@ _SENTENCES: Mapping[Reason, str] = {
     Reason.NOT_PLANNED: "the plan that is carried out does not fold it",
     Reason.VERIFICATION_FAILED: "folded, measured, found wrong and undone",
 }
+
+_PLACES: Mapping[Reason, int] = {reason: place for place, reason in enumerate(Reason)}
+_BOTH = frozenset({Reason.TIED_WEIGHTS, Reason.WEIGHT_STANDARDISED})

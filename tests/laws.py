@@ -348,7 +348,10 @@ def training_step(model: nn.Module, inputs: Inputs, lr: float = 1e-3) -> list[st
 # -- how much is drawn -----------------------------------------------------------------------------
 
 
-def seeds(count: int) -> range:
-    """Seeds of a property test: ``count``, or fresh ones, more of them, under ``make fuzz``."""
-    extra = int(os.environ.get("BNIFY_FUZZ", "0"))
+def seeds(count: int, times: int = 1) -> range:
+    """Seeds of a property test: ``count``, or fresh ones, more of them, under ``make fuzz``.
+
+    ``times`` is for quick properties, which get so many times more.
+    """
+    extra = int(os.environ.get("BNIFY_FUZZ", "0")) * times
     return range(10_000, 10_000 + extra) if extra else range(count)

@@ -53,8 +53,12 @@ def test_every_reason_and_norm_and_exit_code_is_documented(generate):
     from bnify.norms import KINDS
     from bnify.plan import Reason
 
+    page = (ROOT / "docs" / "folding.md").read_text(encoding="utf-8")
     for reason in Reason:
-        assert f"| `{reason}` | {reason.sentence} |" in section("reasons")
+        assert reason.insertion or reason.folding
+        line = f"| `{reason}` | {reason.sentence} |"
+        assert (line in section("reasons")) == reason.insertion
+        assert (line in page) == reason.folding
     for kind in KINDS:
         assert f"| `{kind}` |" in section("norms")
     kinds = [v for v in vars(errors).values() if isinstance(v, type) and issubclass(v, Exception)]

@@ -68,6 +68,13 @@ class Result:
         return self._graph
 
     @property
+    def reference(self) -> nn.Module | None:
+        """What an exported file has to compute: the original, if this is a fold that kept it."""
+        if self.captured is None or self.captured.model is self.model:
+            return None
+        return self.captured.model
+
+    @property
     def passed(self) -> bool | None:
         """The verdict; None when nothing was verified."""
         return None if self.verification is None else self.verification.passed
@@ -120,6 +127,8 @@ class Result:
                 paths.setdefault(module, []).append(path)
         for layer, (path, *others) in paths.items():
             norm = norm_of(layer)
+            if _is_folded_away(norm):
+                norm = nn.Identity()
             if isinstance(norm, (TokenNorm, CallNorms, ChannelRMSNorm)):
                 raise PlanError(
                     f"{path or 'the root'} has a {type(norm).__name__}, which torch has no module "
@@ -159,3 +168,12 @@ class Result:
                 "layers' classes",
                 hint="ship the model with bnify installed",
             )
+
+
+def _is_folded_away(norm: nn.Module) -> bool:
+    """Whether nothing is left of a norm, or of all norms in a container."""
+    if isinstance(norm, TokenNorm):
+        return isinstance(norm.inner, nn.Identity)
+    if isinstance(norm, CallNorms):
+        return all(isinstance(one, nn.Identity) for one in norm.children())
+    return isinstance(norm, nn.Identity)

@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md, docs/cli.md and docs/folding.md, or checks that they are up to date.
+"""Writes the generated parts of README.md, docs/cli.md and docs/folding.md, or checks them.
 
     python docs/generate.py [--check]
 

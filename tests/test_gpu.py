@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import bnify
+import laws
 from mlp import MyNetwork
 from zoo import ZOO
 
@@ -40,6 +41,21 @@ def test_insert_on_cuda_decides_and_passes_as_on_cpu(entry) -> None:
         (s.layer, s.reason) for s in planned.skips
     }
     assert {p.device.type for p in result.model.parameters()} == {"cuda"}
+
+
+@pytest.mark.parametrize("entry", SMALL, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("merge", [False, True])
+def test_fold_on_cuda_decides_and_passes_as_on_cpu(entry, merge: bool) -> None:
+    inputs = entry.inputs()
+    planned = bnify.fold(laws.hostile_(entry.build()), inputs, merge=merge, verify=False).plan
+
+    result = bnify.fold(laws.hostile_(entry.build()).cuda(), to_cuda(inputs), merge=merge)
+
+    assert result.verification is not None
+    assert result.verification.passed
+    assert result.plan.edits == planned.edits
+    assert {t.device.type for t in result.model.state_dict().values()} <= {"cuda"}
+    assert {t.device.type for t in result.graph.state_dict().values()} <= {"cuda"}
 
 
 @pytest.mark.parametrize("norm", ["batch", "sync", "group", "layer", "instance", "rms"])

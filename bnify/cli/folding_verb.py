@@ -47,10 +47,11 @@ class FoldReport:
     verification: Verification | None = field(init=False)
     source: Mapping[str, Any] = field(init=False)
     structure: tuple[Change, ...] = field(init=False)
+    reference: nn.Module | None = field(init=False)
     files: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("model", "plan", "verification", "source", "structure", "files"):
+        for name in ("model", "plan", "verification", "source", "structure", "reference", "files"):
             setattr(self, name, getattr(self.result, name))
 
     def to_dict(self) -> dict[str, Any]:

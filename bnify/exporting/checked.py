@@ -86,6 +86,7 @@ def export_onnx(
     force: bool = True,
     keep_failed: bool = False,
     external_above: int = EXTERNAL_ABOVE,
+    reference: nn.Module | None = None,
 ) -> Export:
     """Write a model to an ONNX file that was run in onnxruntime before it is put in place.
 
@@ -105,6 +106,7 @@ def export_onnx(
         force: Replace an existing file.
         keep_failed: Keep a file that failed verification, as ``NAME.failed.onnx``.
         external_above: Bytes of weights above which they go into a file of their own.
+        reference: What the file is verified against; the model itself by default.
 
     Raises:
         ExportError: A norm is in train mode, the export fails, the opset is not the one asked
@@ -152,8 +154,9 @@ def export_onnx(
         )
         if verify:
             with devices.full_precision():
+                truth = eval_copy if reference is None else copy_model(reference).eval().to("cpu")
                 measured = measure(
-                    TorchRunner(eval_copy), call, data=data, batches=batches, seeds=seeds
+                    TorchRunner(truth), call, data=data, batches=batches, seeds=seeds
                 )
                 verification = _verified(
                     eval_copy, measured, plain, folder / path.name, program, where, k

@@ -38,6 +38,10 @@ class Savable(Protocol):
     structure: tuple[Change, ...]
     files: dict[str, str]
 
+    @property
+    def reference(self) -> nn.Module | None:
+        """What an exported file has to compute; None for the model itself."""
+
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-ready data."""
 
@@ -121,6 +125,7 @@ def write(
                     result.model,
                     inputs,
                     folder / ONNX,
+                    reference=result.reference,
                     device=device,
                     opset=opset,
                     k=k,

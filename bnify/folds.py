@@ -18,7 +18,13 @@ from bnify.plan import Edit, Plan, Skip
 from bnify.reason import Reason
 from bnify.refold import Refolded
 from bnify.result import Result
-from bnify.rewrite import check_fingerprint, fold_tree, folded_module, restructure
+from bnify.rewrite import (
+    check_fingerprint,
+    fold_tree,
+    folded_copy,
+    folded_module,
+    restructure,
+)
 from bnify.structure import Call, describe
 from bnify.verdict import Verification
 from bnify.verification.folding import Delivered, unchanged, verify_fold
@@ -197,7 +203,7 @@ def _measure(work: _Work, captured: Captured, folded: Folded) -> tuple[Verificat
     if options.as_graph:
         delivered: nn.Module = folded_module(captured, folded.graph, folded.changes)
     else:
-        delivered = fold_tree(copy_model(model), folded.changes)
+        delivered = folded_copy(model, folded.changes)
 
     def graph() -> fx.GraphModule:
         return folded_module(captured, folded.graph, folded.changes, delivered, own=False)
@@ -278,7 +284,7 @@ def _deliver(
     if how.inplace:
         result_model = fold_tree(restructure(work.original, work.first), folded.changes)
     else:
-        result_model = delivered or fold_tree(copy_model(model), folded.changes)
+        result_model = delivered or folded_copy(model, folded.changes)
     tree = (*work.first, *folded.changes.tree)
 
     def graph() -> fx.GraphModule:
@@ -294,7 +300,7 @@ def _deliver(
         captured.call,
         before=before,
         structure=tree,
-        captured=captured,
+        captured=None if how.inplace else captured,  # its tensors are the folded ones now
     )
 
 

@@ -42,7 +42,7 @@ class Result:
         before: The module tree before the rewrite, as text.
         files: What :meth:`save` wrote, by role.
         structure: How a fold changed the module tree; empty after an insertion.
-        captured: The recording of the original, after a fold.
+        captured: The recording of the original, after a fold that did not replace it.
     """
 
     model: nn.Module
@@ -70,9 +70,7 @@ class Result:
     @property
     def reference(self) -> nn.Module | None:
         """What an exported file has to compute: the original, if this is a fold that kept it."""
-        if self.captured is None or self.captured.model is self.model:
-            return None
-        return self.captured.model
+        return None if self.captured is None else self.captured.model
 
     @property
     def passed(self) -> bool | None:

@@ -1,7 +1,7 @@
 """REWRITE: one plan, carried out on the recording and on the module tree."""
 
 from bnify.rewrite.check import check_edits, check_fingerprint
-from bnify.rewrite.folded import fold_tree, folded_module, restructure
+from bnify.rewrite.folded import fold_tree, folded_copy, folded_module, restructure
 from bnify.rewrite.graph import rewrite_graph
 from bnify.rewrite.initial import Statistics, initial_norms, points
 from bnify.rewrite.tree import rewrite_tree
@@ -11,6 +11,7 @@ __all__ = [
     "check_edits",
     "check_fingerprint",
     "fold_tree",
+    "folded_copy",
     "folded_module",
     "initial_norms",
     "points",

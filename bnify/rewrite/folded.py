@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,6 +36,19 @@ def fold_tree(model: nn.Module, changes: Changes, *, shared: bool = False) -> nn
             if name not in changes.graph_only:
                 _write(tensor_at(model, name), value, shared=shared)
     return model.eval()
+
+
+def folded_copy(model: nn.Module, changes: Changes) -> nn.Module:
+    """A folded copy of a model; weights that are scaled are not copied before."""
+    replaced: dict[int, Any] = {}
+    rest = dict(changes.weights)
+    for name, pending in changes.weights.items():
+        weight = tensor_at(model, name)
+        if type(weight) is nn.Parameter:
+            scaled = pending.of(weight.detach()).to(weight.dtype)
+            replaced[id(weight)] = nn.Parameter(scaled, requires_grad=weight.requires_grad)
+            del rest[name]
+    return fold_tree(copy_model(model, replaced), replace(changes, weights=rest))
 
 
 def restructure(model: nn.Module, tree: Iterable[Change]) -> nn.Module:

@@ -16,12 +16,13 @@ from bnify.plan import Plan
 from bnify.structure import Call, Inputs, as_call
 
 
-def accept(model: nn.Module, *, statistics: bool = True) -> None:
+def accept(model: nn.Module, *, statistics: bool = True, verb: str = "insert") -> None:
     """Refuse what cannot be worked on.
 
     Args:
         model: What the user passed.
         statistics: Refuse running statistics that are not finite.
+        verb: What is to be done, for the lines to write instead.
 
     Raises:
         PlanError: The model is wrapped for distribution or compilation, or scripted.
@@ -35,7 +36,7 @@ def accept(model: nn.Module, *, statistics: bool = True) -> None:
             if isinstance(model, type)
             else "pass a torch.nn.Module",
         )
-    refuse_wrapped(model)
+    refuse_wrapped(model, verb)
     _refuse_unmaterialised(model)
     _refuse_nonfinite(model, statistics=statistics)
 
@@ -87,8 +88,8 @@ def _json(text: str, what: str) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def refuse_wrapped(model: nn.Module) -> None:
-    """Insert before DDP, FSDP and torch.compile; the hint has the lines to write.
+def refuse_wrapped(model: nn.Module, verb: str = "insert") -> None:
+    """Work before DDP, FSDP and torch.compile; the hint has the lines to write.
 
     Raises:
         PlanError: The model, or a part of it, is wrapped.
@@ -103,7 +104,7 @@ def refuse_wrapped(model: nn.Module) -> None:
             continue  # a compiled part runs eagerly while recording
         raise PlanError(
             f"the model is wrapped by {name}{where}: work on the plain model first",
-            hint=f"model = bnify.insert({inner}, inputs).model\nmodel = {again}",
+            hint=f"model = bnify.{verb}({inner}, inputs).model\nmodel = {again}",
         )
 
 
@@ -170,3 +171,17 @@ def _refuse_nonfinite(model: nn.Module, *, statistics: bool) -> None:
 def _finite(tensor: torch.Tensor) -> bool:
     """Whether all values are finite; a finite sum says so without a mask of the tensor's size."""
     return bool(tensor.detach().sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def refuse_inference(model: nn.Module) -> None:
+    """Refuse to edit tensors that were made under ``inference_mode``.
+
+    Raises:
+        CaptureError: The model has some.
+    """
+    for name, tensor in model.named_parameters():
+        if tensor.is_inference():
+            raise CaptureError(
+                f"{name} was made under inference_mode and cannot be edited",
+                hint="leave inplace out, or load the model outside of inference_mode",
+            )

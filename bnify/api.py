@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bnify.accept import accept, as_plan, example_call
+from bnify.accept import accept, as_plan, example_call, refuse_inference
 from bnify.borrow import training_possible
 from bnify.capture import record_example
 from bnify.changes import Change
@@ -196,11 +196,13 @@ def fold(
     """
     options = FoldOptions(affines=affines, merge=merge, partial=partial, untie=untie, emit=emit)
     options.check(inplace=inplace)
-    accept(model, statistics=False)
+    accept(model, statistics=False, verb="fold")
     given = None if plan is None else as_plan(plan)
     if given is not None:
         _check_verb(given, "fold")
         _refuse_options_beside(given, options)
+    if inplace:
+        refuse_inference(model)
     how = How(inplace=inplace, verify=verify, say=progress or (lambda _: None))
     with training_possible():
         return fold_model(model, example_call(model, inputs), options, given, how)
@@ -210,7 +212,7 @@ def plan_for_fold(model: nn.Module, inputs: Inputs, **options: Any) -> Plan:
     """What :func:`fold` would do with these options: recorded and planned, nothing changed."""
     chosen = FoldOptions(**options)
     chosen.check()
-    accept(model, statistics=False)
+    accept(model, statistics=False, verb="fold")
     return plan_fold(model, example_call(model, inputs), chosen)
 
 
@@ -231,7 +233,7 @@ def check(model: nn.Module, plan: Plan, inputs: Inputs | None = None) -> None:
     Raises:
         PlanError: The plan is for another model, or one of its edits cannot be done.
     """
-    accept(model, statistics=plan.verb != "fold")
+    accept(model, statistics=plan.verb != "fold", verb=plan.verb)
     call = _inputs(model, plan, inputs)
     if plan.verb == "fold":
         check_fold(model, call, plan)
@@ -267,7 +269,7 @@ def apply(
         VerificationError: The result was measured and found wrong.
     """
     plan = as_plan(plan)
-    accept(model, statistics=plan.verb != "fold")
+    accept(model, statistics=plan.verb != "fold", verb=plan.verb)
     check_fingerprint(model, plan)
     call = _inputs(model, plan, inputs)
     if plan.verb == "fold":

@@ -57,7 +57,7 @@ def sharing_copy(model: M) -> M:
     replaced = {
         id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad)
         for p in model.parameters()
-        if type(p) is nn.Parameter
+        if type(p) is nn.Parameter and not p.is_inference()
     }
     return copy_model(model, replaced)
 

@@ -64,6 +64,7 @@ def fold_model(
     if plan is not None:
         check_fingerprint(model, plan)
         options = FoldOptions.of(plan)
+        options.check(inplace=how.inplace)
     how.say("recording")
     work = _Work(model, options)
     captured = record_example(work.model, call, borrow=True)
@@ -181,6 +182,8 @@ def _verified(
         verification, delivered = _measure(work, captured, folded)
         if verification.passed:
             return folded, verification, delivered
+        if not _says_what_fails(verification):
+            break
         guilty = _guilty(work, captured, folded)
         if not guilty:
             break
@@ -190,6 +193,16 @@ def _verified(
         fewer = fold_graph(captured, work.options, only=wanted, without=undone)
         folded = drop_optional(captured, fewer)
     raise _failed(work, captured, folded, verification)
+
+
+def _says_what_fails(verification: Verification) -> bool:
+    """Whether a fold was found wrong, and not merely impossible to judge."""
+    wrong = any(
+        check.passed is False and (check.error is not None or "raised" in check.detail)
+        for check in verification.checks
+    )
+    judged = any(c.passed and c.name.startswith("result = original") for c in verification.checks)
+    return wrong or (judged and any(not output.passed for output in verification.outputs))
 
 
 def _measure(work: _Work, captured: Captured, folded: Folded) -> tuple[Verification, nn.Module]:
@@ -206,7 +219,9 @@ def _measure(work: _Work, captured: Captured, folded: Folded) -> tuple[Verificat
         delivered = folded_copy(model, folded.changes)
 
     def graph() -> fx.GraphModule:
-        return folded_module(captured, folded.graph, folded.changes, delivered, own=False)
+        # A forward may write to its buffers: not to those that will be handed out.
+        beside = sharing_copy(delivered)
+        return folded_module(captured, folded.graph, folded.changes, beside, own=False)
 
     verdict = verify_fold(Refolded(captured, options, folded), Delivered(delivered, graph))
     return verdict, delivered
@@ -282,6 +297,7 @@ def _deliver(
             captured=captured,
         )
     if how.inplace:
+        originals = captured.tensors()
         result_model = fold_tree(restructure(work.original, work.first), folded.changes)
     else:
         result_model = delivered or folded_copy(model, folded.changes)
@@ -289,7 +305,9 @@ def _deliver(
 
     def graph() -> fx.GraphModule:
         if how.inplace:  # the original is gone: the batch stays as it was recorded
-            return folded_module(captured, folded.graph, folded.changes, result_model)
+            return folded_module(
+                captured, folded.graph, folded.changes, result_model, originals=originals
+            )
         return _with_free_batch(captured, options, folded, result_model)[0]
 
     return Result(
@@ -315,4 +333,7 @@ def _with_free_batch(
         check_same(folded.edits, again)
     except PlanError as error:
         again, notes = folded, [f"result.graph runs at the recorded batch size: {error.message}"]
+    if model is not None:  # the original may have changed since
+        for name in again.changes.graph_only & folded.changes.graph_only:
+            again.changes.values[name] = folded.changes.values[name]
     return folded_module(captured, again.graph, again.changes, model), notes

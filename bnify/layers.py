@@ -134,7 +134,8 @@ class NormedLayer:
         """Load a checkpoint with a bias into a layer whose bias lives in the running mean."""
         bias = state_dict.get(f"{prefix}bias")
         dropped = getattr(self, "dropped_bias", None)
-        if bias is not None and dropped is not None:
+        # After a fold the layer has a bias again, which is its own.
+        if bias is not None and dropped is not None and getattr(self, "bias", None) is None:
             del state_dict[f"{prefix}bias"]
             for name, buffer in self.norm.named_buffers():
                 if name.rpartition(".")[2] != "running_mean":

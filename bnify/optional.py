@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from bnify.borrow import evaluating, fused_attention, seeded, sharing_copy
+from bnify.borrow import evaluating, fused_attention, seeded
 from bnify.capture import Captured
 from bnify.changes import Change
 from bnify.folding import IN_FORWARD, Folded
-from bnify.rewrite import fold_tree
+from bnify.rewrite import folded_copy
 from bnify.structure import outputs_of
 
 
@@ -25,7 +25,7 @@ def drop_optional(captured: Captured, folded: Folded) -> Folded:
     neutral = folded.changes.neutral
     if not neutral:
         return folded
-    tree = fold_tree(sharing_copy(captured.model), folded.changes, shared=True)
+    tree = folded_copy(captured.model, folded.changes)
     want = _outputs(tree, captured)
     alike: dict[tuple[type[nn.Module], str], list[str]] = {}
     for name in neutral:

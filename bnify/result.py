@@ -170,8 +170,6 @@ class Result:
 
 def _is_folded_away(norm: nn.Module) -> bool:
     """Whether nothing is left of a norm, or of all norms in a container."""
-    if isinstance(norm, TokenNorm):
-        return isinstance(norm.inner, nn.Identity)
-    if isinstance(norm, CallNorms):
-        return all(isinstance(one, nn.Identity) for one in norm.children())
-    return isinstance(norm, nn.Identity)
+    containers = (TokenNorm, CallNorms)
+    inside = [m for m in norm.modules() if not isinstance(m, containers)]
+    return bool(inside) and all(isinstance(module, nn.Identity) for module in inside)

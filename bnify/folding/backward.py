@@ -12,7 +12,7 @@ from bnify import ops
 from bnify.algebra import Affine
 from bnify.folding.arguments import arguments, place_of
 from bnify.folding.beside import ATTENTION, mapped, push_attention, push_product, push_sum
-from bnify.folding.channels import Flow
+from bnify.folding.channels import FREE, Flow
 from bnify.folding.draft import Draft
 from bnify.folding.families import (
     AVERAGES,
@@ -82,7 +82,7 @@ class Backward:
             self.push(source, value, self._same(flow, source))
         elif name == "getitem":
             self._element(value, source, flow)
-        elif is_mover(value):
+        elif is_mover(value) and self.draft.reads_alone(value):
             self._mover(value, flow)
         elif name in ("pad", "constant_pad_nd"):
             self._padded(value, flow)
@@ -123,9 +123,12 @@ class Backward:
             where = f"{place_of(value)} is also read by {place_of(other)}"
             if other.op == "output":
                 raise Refused(Reason.VALUE_IS_OUTPUT, f"{place_of(value)} is an output")
-            if not is_mover(other) or ops.name_of(other) in LISTS:
+            moves = is_mover(other) and self.draft.reads_alone(other)
+            if not moves or ops.name_of(other) in LISTS:
                 raise Refused(Reason.ANOTHER_CONSUMER, where)
             read = moved(other, numbers(value.meta["shape"]), self.draft.value)
+            if not read.numel():  # at another size it reads something
+                raise Refused(Reason.ANOTHER_CONSUMER, where)
             try:
                 flow = flow.leaving(read.long().reshape(-1))
             except Refused:
@@ -171,6 +174,7 @@ class Backward:
         places = self._follow(value, source)
         if source is not value:
             flow = flow.moved_back(places, source.meta["shape"])
+            flow = self._of_all(flow, source)
         scale, shift = flow.elementwise(source.meta["shape"])
         step = reader
         current = value
@@ -182,6 +186,23 @@ class Backward:
             step, current = current, ops.first(current)  # type: ignore[assignment]
         self.txn.give(source, step, self.draft.value(source) * scale + shift)
         self.into[str(source.target)] = None
+
+    def _of_all(self, flow: Flow, source: fx.Node) -> Flow:
+        """The flow of a parameter of which the example reads a part: other sizes read the rest.
+
+        Raises:
+            Refused: What the rest would be is not known.
+        """
+        if not bool((flow.dense == FREE).any()):
+            return flow
+        for axis in range(len(flow.shape)):
+            try:
+                numbers = flow.reduced_to([axis])
+            except Refused:
+                continue
+            if not bool((numbers == FREE).any()):
+                return Flow(flow.affine, flow.shape, None, numbers.expand(flow.shape))
+        raise Refused(Reason.COMPUTED_WEIGHT, f"only a part of {source.target} is read")
 
     def _follow(self, value: fx.Node, source: fx.Node) -> Tensor:
         start = numbers(source.meta["shape"])
@@ -252,7 +273,8 @@ class Backward:
     def _padded(self, value: fx.Node, flow: Flow) -> None:
         source: Any = ops.first(value)
         marked = self._unpadded(value, source)
-        if bool((marked < 0).any()):  # a negative padding crops
+        # A negative padding crops; one of 0 may be another at another size.
+        if any(size >= 0 for size in arguments(value)["pad"]):
             self._map_constant(value, flow)
         inside = marked >= 0
         scale_at = torch.where(inside, flow.dense, torch.full_like(flow.dense, -1))

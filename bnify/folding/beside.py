@@ -111,8 +111,7 @@ def _beside_constant(
     a, b = operands
     first = isinstance(a, fx.Node) and a not in back.draft.static
     x, constant = (a, b) if first else (b, a)
-    number = back.draft.value(constant) if isinstance(constant, fx.Node) else constant
-    by_channel = flow.by_channel(torch.as_tensor(number, dtype=torch.float64))
+    by_channel = flow.by_channel(back.draft.constant(constant))
     if by_channel is None or not isinstance(x, fx.Node):
         raise stuck(back.draft, value)
     scale, shift = flow.affine.scale, flow.affine.shift
@@ -135,8 +134,7 @@ def push_product(back: Backward, value: fx.Node, flow: Flow) -> None:
             continue
         if not isinstance(x, fx.Node):
             continue
-        number = back.draft.value(k) if isinstance(k, fx.Node) else k
-        factor = flow.by_channel(torch.as_tensor(number, dtype=torch.float64))
+        factor = flow.by_channel(back.draft.constant(k))
         if factor is None:
             raise Refused(Reason.WRONG_AXIS, f"{place_of(value)} scales each element apart")
         shift = flow.affine.shift * factor if divides else flow.affine.shift / factor

@@ -69,6 +69,10 @@ def _merge(
     if outputs * inputs * prod(a.kernel) * prod(b.kernel) > size:
         return None
     draft.check_memory(first.node)
+    draft.check_memory(second.node)
+    for layer in (first, second):
+        if not layer.baked:
+            draft.check_writable(layer.source, layer.steps)
     if _pointwise(a) and (not any(b.padding) or biases[0] is None or not bool(biases[0].any())):
         weight, bias = chained_linear(weights[0], biases[0], weights[1], biases[1])
         kept, gone = second, first

@@ -6,6 +6,7 @@ Steps collect what they would change in a :class:`~bnify.folding.transaction.Tra
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class Draft:
             if node.op == "get_attr" or (
                 node.op == "call_function"
                 and "number" not in node.meta
+                and not _is_random(node)
                 and all(s in self.static or "number" in s.meta for s in ops.sources(node))
                 and not node.meta.get("writes")
             ):
@@ -65,6 +67,10 @@ class Draft:
         self.kept = {twin[node]: name for node, name in captured.kept.items() if node in twin}
         self.escaped = {twin[e.node] for e in captured.escapes if e.node in twin}
         self._sharing = _sharing(captured)
+        self._stored = _stored(captured.model)
+        self._groups: dict[Any, list[fx.Node]] = {}
+        for node in self.order:
+            self._groups.setdefault(node.meta.get("alias"), []).append(node)
         self._dropped: dict[fx.Node, fx.Node] = {}
         self.gone: set[fx.Node] = set()
         #: Calls of a shared layer that have weights of their own.
@@ -112,6 +118,29 @@ class Draft:
             result = rerun(_wide(node), self.value)
         self._evaluated[node] = result
         return self._evaluated[node]
+
+    def constant(self, operand: Any) -> Tensor:
+        """A number or a static operand, float64.
+
+        Raises:
+            Refused: It is one element of a larger table, and at another size perhaps more.
+        """
+        if not isinstance(operand, fx.Node):
+            return torch.as_tensor(operand, dtype=torch.float64)
+        value = self.value(operand).double()
+        if value.numel() == 1 and operand.op == "call_function":
+            source = ops.first(operand)
+            while source is not None and source.op == "call_function":
+                source = ops.first(source)
+            if source is not None and prod(source.meta.get("shape") or ()) > 1:
+                raise Refused(
+                    Reason.NO_ABSORBER, f"{place_of(operand)} is one element of a larger tensor"
+                )
+        return value
+
+    def reads_alone(self, node: fx.Node) -> bool:
+        """Whether an operator reads one value, and otherwise what does not depend on the input."""
+        return all(s in self.static or "number" in s.meta for s in ops.sources(node)[1:])
 
     def weight(self, layer: Layer) -> Tensor:
         """The weight of a layer by now, on its own device."""
@@ -181,6 +210,9 @@ class Draft:
             raise Refused(Reason.NO_ABSORBER, f"{place_of(node)} is a constant")
         if node.meta.get("alias") in self.overwritten:
             raise Refused(Reason.COMPUTED_WEIGHT, f"forward writes to {name}")
+        known = name in self._stored or name in self.changes.values
+        if not known and not self.as_graph:
+            raise Refused(Reason.NO_ABSORBER, f"{name} is in no state dict")
         ours = set(allowed)
         others = [user for user in self.readers(node) if user not in ours]
         if others:
@@ -235,6 +267,15 @@ class Draft:
         """The operators that ran in one call of a module, those of its children left out."""
         return self._inside.get((path, call), [])
 
+    def is_seen_elsewhere(self, value: fx.Node, steps: Iterable[fx.Node]) -> bool:
+        """Whether others than these operators read the memory of a value, or write to it."""
+        own = set(self._groups.get(value.meta.get("alias"), (value,)))
+        beside = set(steps) | own
+        return any(
+            node.meta.get("overwritten") or any(r not in beside for r in self.readers(node))
+            for node in own
+        )
+
     def is_foreign(self, node: fx.Node) -> bool:
         """Whether a value shares its memory with an input or a tensor of the model."""
         return node.meta.get("alias") in self._foreign
@@ -255,6 +296,12 @@ class Draft:
         """Values and layers are read anew after a change."""
         self._evaluated.clear()
         self._layers.clear()
+
+
+def _is_random(node: fx.Node) -> bool:
+    """Whether an operator draws numbers, or leaves memory as it is."""
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded in tags or ops.name_of(node).startswith("empty")
 
 
 def _wide(node: fx.Node) -> fx.Node:
@@ -278,6 +325,28 @@ class _Call:
     kwargs: dict[str, Any]
 
 
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one storage may share an element."""
+
+    def extent(tensor: Tensor) -> tuple[int, int]:
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        first = int(tensor.storage_offset()) * tensor.element_size()
+        last = int(sum((size - 1) * stride for size, stride in steps)) * tensor.element_size()
+        return first, first + last
+
+    (start, end), (other_start, other_end) = extent(a), extent(b)
+    return start <= other_end and other_start <= end
+
+
+def _stored(model: nn.Module) -> set[str]:
+    """Names of the tensors that a state dict holds: all but buffers that are not persistent."""
+    stored = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name in module._buffers.keys() - module._non_persistent_buffers_set:
+            stored.add(f"{path}.{name}" if path else name)
+    return stored
+
+
 def _sharing(captured: Captured) -> dict[str, list[str]]:
     """Other names of a tensor's memory, except those of the same module registered twice."""
     model = captured.model
@@ -285,6 +354,7 @@ def _sharing(captured: Captured) -> dict[str, list[str]]:
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
     ]
+    tensors = dict(named)
     memory: dict[int, list[str]] = {}
     for name, tensor in named:
         if tensor.layout == torch.strided:
@@ -300,6 +370,7 @@ def _sharing(captured: Captured) -> dict[str, list[str]]:
                 other
                 for other in names
                 if other != name
+                and _overlap(tensors[name], tensors[other])
                 and not (
                     other.rpartition(".")[2] == leaf
                     and model.get_submodule(other.rpartition(".")[0]) is owner

@@ -15,8 +15,15 @@ from bnify.folding.forward import Forward
 from bnify.folding.merge import merge_all
 from bnify.folding.options import FoldOptions
 from bnify.folding.refusal import NeedsBias, Refused
-from bnify.folding.removal import BACKWARD, FORWARD, Step, remove, type_name
-from bnify.folding.slots import Slot, replaced_hooks, slot_of
+from bnify.folding.removal import (
+    BACKWARD,
+    FORWARD,
+    Step,
+    remove,
+    stays_with_ones,
+    type_name,
+)
+from bnify.folding.slots import Slot, slot_of
 from bnify.folding.sources import Source, by_layer, find_sources, renew
 from bnify.folding.transaction import Transaction
 from bnify.folding.untie import tie_again, untie_calls
@@ -107,7 +114,7 @@ class _Engine:
         graph = self.draft.graph
         graph.eliminate_dead_code()
         edits = [self.edits[layer] for layer in order if layer in self.edits]
-        notes = [f"a hook on {path} sees the folded value" for path in self.hooks]
+        notes = [f"the hooks on {path} are on what stands in its place" for path in self.hooks]
         return Folded(graph, self.draft.changes, tuple(edits), tuple(skips), notes)
 
     def _round(self, waiting: list[list[Source]]) -> list[list[Source]]:
@@ -144,14 +151,56 @@ class _Engine:
         if len(calls) > 1:  # some may go backwards, others forwards
             wanted = None
         slot = slot_of(self.draft, calls)
+        self._check_does_something(calls, slot)
         try:
-            step = self._untied(calls, slot, wanted)
+            step = self._hooked(calls, slot, wanted)
         except Refused as refused:
             if not self.options.partial or len(calls) > 1 or calls[0].tail:
                 raise
             step = self._partial(calls[0], slot, refused)
         step.txn.commit()
         self.edits[layer] = remove(self.draft, calls, slot, step)
+
+    def _check_does_something(self, calls: list[Source], slot: Slot) -> None:
+        """Refuse what stays in a forward and does nothing already.
+
+        Raises:
+            Refused: It does nothing.
+        """
+        source = calls[0]
+        flow = source.flow
+        if self.options.as_graph or slot.path is not None or flow is None:
+            return
+        if source.tail and not stays_with_ones(self.draft, source):
+            return
+        off = (flow.affine.scale - 1).abs().max() + flow.affine.shift.abs().max()
+        if float(off) < 1e-6:
+            raise Refused(Reason.IN_FORWARD, "it does nothing already")
+
+    def _hooked(self, calls: list[Source], slot: Slot, wanted: str | None) -> Step:
+        """The step; in the direction in which hooks on the norm see what they saw before.
+
+        Raises:
+            Refused: It cannot be done, or not without showing a hook other values.
+        """
+        module = self.draft.module(slot.path) if slot.path is not None else None
+        looks = {
+            BACKWARD: module is not None and bool(module._forward_hooks),
+            FORWARD: module is not None and bool(module._forward_pre_hooks),
+        }
+        if module is None or not any(looks.values()):
+            return self._untied(calls, slot, wanted)
+        allowed = [kind for kind, hooked in looks.items() if hooked]
+        if len(allowed) == 1 and wanted in (None, *allowed):
+            try:
+                step = self._untied(calls, slot, allowed[0])
+            except Refused:
+                pass  # for the hook, or anyway?
+            else:
+                self.hooks.append(slot.path or "")
+                return step
+        self._untied(calls, slot, wanted)
+        raise Refused(Reason.HOOK_ON_NORM, "it would be given or give another value")
 
     def _untied(self, calls: list[Source], slot: Slot, wanted: str | None) -> Step:
         """The step; with ``untie``, and a shared layer, with a weight of its own for each call.
@@ -187,7 +236,7 @@ class _Engine:
         for leave_shift in leaves:
             for alike in together:
                 try:
-                    return self._calls(calls, slot, wanted, leave_shift=leave_shift, alike=alike)
+                    return self._calls(calls, wanted, leave_shift=leave_shift, alike=alike)
                 except Refused as refused:
                     refusals.append(refused)
             if not any(isinstance(refused, NeedsBias) for refused in refusals):
@@ -197,7 +246,6 @@ class _Engine:
     def _calls(
         self,
         calls: list[Source],
-        slot: Slot,
         wanted: str | None,
         *,
         leave_shift: bool,
@@ -212,11 +260,6 @@ class _Engine:
             step.kinds.append(kind)
             step.into |= found
         step.txn.check()
-        hooked = replaced_hooks(self.draft.module(slot.path)) if slot.path is not None else False
-        if hooked and FORWARD in step.kinds:
-            raise Refused(Reason.HOOK_ON_NORM, "it has a forward hook")
-        if hooked and slot.path is not None and slot.path not in self.hooks:
-            self.hooks.append(slot.path)
         return step
 
     def _one(
@@ -248,6 +291,10 @@ class _Engine:
             shared = source.tail or self._is_shared(source)
             ahead = Forward(txn.branch(), shared=shared)
             try:
+                if not source.tail and self._is_overwritten(source.value):
+                    raise Refused(
+                        Reason.ANOTHER_CONSUMER, "the norm's input is written to later, in place"
+                    )
                 ahead.push(source.result, flow)
                 if check:
                     ahead.txn.check()
@@ -289,9 +336,16 @@ class _Engine:
                 Reason.ANOTHER_CONSUMER, "what follows the norm writes into its result in place"
             )
 
+    def _is_overwritten(self, value: fx.Node) -> bool:
+        """Whether somebody writes to the memory of a value, which the norm's result would be."""
+        return value.meta.get("overwritten", False) or (
+            value.meta.get("alias") in self.draft.overwritten
+        )
+
     def _is_shared(self, source: Source) -> bool:
         """Whether anybody else can see the memory of the norm's input."""
-        return len(self.draft.readers(source.value)) > 1 or self.draft.is_foreign(source.value)
+        draft = self.draft
+        return draft.is_foreign(source.value) or draft.is_seen_elsewhere(source.value, source.steps)
 
     def _holds_shift(self, calls: list[Source], slot: Slot) -> bool:
         """Whether the place of the norm can keep one addition."""

@@ -88,7 +88,9 @@ def padding_of(node: fx.Node) -> tuple[str, float]:
 
 def is_mover(node: fx.Node) -> bool:
     """Whether the operator only moves elements of its first argument."""
-    name = ops.name_of(node)
+    name, source = ops.name_of(node), ops.first(node)
+    if source is not None and node.meta.get("dtype") not in (None, source.meta.get("dtype")):
+        return False  # the same bits, read as another type
     if name == "pad":
         return padding_of(node)[0] != "constant"
     if name == "im2col":

@@ -57,10 +57,22 @@ class Forward:
         readers = self.draft.readers(value)
         if not readers:
             raise Refused(Reason.NO_ABSORBER, f"nobody reads {place_of(value)}")
+        refusals: list[Refused] = []
         for reader in readers:
-            self._pass(reader, value, flow)
+            try:
+                self._pass(reader, value, flow)
+            except Refused as refused:
+                refusals.append(refused)
+                continue
             if reader.meta.get("inplace") and self.shared:
                 raise Refused(Reason.ANOTHER_CONSUMER, f"{place_of(reader)} writes to it in place")
+
+        if refusals:
+            first = refusals[0]
+            some_could = len(refusals) < len(readers)
+            if some_could and first.reason in (Reason.NONLINEARITY_BETWEEN, Reason.NO_ABSORBER):
+                raise Refused(Reason.ANOTHER_CONSUMER, first.detail)
+            raise first
 
     def _pass(self, reader: fx.Node, value: fx.Node, flow: Flow) -> None:
         if reader.op == "output":
@@ -75,7 +87,7 @@ class Forward:
         first = ops.first(reader)
         if is_dropout_off(reader) or is_same_dtype(reader):
             self.push(reader, flow)
-        elif first is value and is_mover(reader) and self._reads_alone(reader):
+        elif first is value and is_mover(reader) and self.draft.reads_alone(reader):
             self._mover(reader, flow)
         elif name in ("pad", "constant_pad_nd"):
             self._padded(reader, flow)
@@ -93,13 +105,6 @@ class Forward:
             self.push(reader, Flow(_negated(flow), flow.shape, flow.axis, flow.index))
         else:
             raise stuck(self.draft, reader)
-
-    def _reads_alone(self, reader: fx.Node) -> bool:
-        """Whether a mover reads one value, and otherwise what does not depend on the input."""
-        return all(
-            source in self.draft.static or "number" in source.meta
-            for source in ops.sources(reader)[1:]
-        )
 
     # -- where it ends ---------------------------------------------------------------------------
 
@@ -238,13 +243,14 @@ class Forward:
             raise Refused(
                 Reason.NO_ABSORBER, f"{place_of(reader)} adds another value, which has no norm"
             )
+        self._check_shape(reader, flow)
         number = self._by_channel(reader, other, flow)
         scale, shift = flow.affine.scale, flow.affine.shift
         if a is value:
             mapped = Affine(scale, shift + sign * number * (1 - scale))
         else:  # k ± (s·x + t): the shift arrives with the sign
             mapped = Affine(scale, sign * shift + number * (1 - scale))
-        self.push(reader, self._shaped(reader, Flow(mapped, flow.shape, flow.axis, flow.index)))
+        self.push(reader, Flow(mapped, flow.shape, flow.axis, flow.index))
 
     def _product(self, reader: fx.Node, value: fx.Node, flow: Flow) -> None:
         """``k·(s·x + t)``, with x instead: it is s·(k·x) + k·t."""
@@ -255,23 +261,26 @@ class Forward:
         dynamic = isinstance(other, fx.Node) and other not in self.draft.static
         if dynamic or (divides and a is not value) or given.get("rounding_mode") is not None:
             raise Refused(Reason.NONLINEARITY_BETWEEN, f"{place_of(reader)} multiplies two values")
+        self._check_shape(reader, flow)
         number = self._by_channel(reader, other, flow)
         factor = 1 / number if divides else number
         mapped = Affine(flow.affine.scale, flow.affine.shift * factor)
-        self.push(reader, self._shaped(reader, Flow(mapped, flow.shape, flow.axis, flow.index)))
+        self.push(reader, Flow(mapped, flow.shape, flow.axis, flow.index))
 
     def _by_channel(self, reader: fx.Node, other: Any, flow: Flow) -> Tensor:
-        number = self.draft.value(other) if isinstance(other, fx.Node) else other
-        found = flow.by_channel(torch.as_tensor(number, dtype=torch.float64))
+        found = flow.by_channel(self.draft.constant(other))
         if found is None:
             raise Refused(Reason.WRONG_AXIS, f"{place_of(reader)} treats each element apart")
         return found
 
-    def _shaped(self, reader: fx.Node, flow: Flow) -> Flow:
-        """Refuse a value that another operand has blown up; such norms are rare."""
+    def _check_shape(self, reader: fx.Node, flow: Flow) -> None:
+        """Refuse a value that another operand has blown up; such norms are rare.
+
+        Raises:
+            Refused: It has.
+        """
         if tuple(reader.meta["shape"]) != flow.shape:
             raise stuck(self.draft, reader)
-        return flow
 
 
 def _negated(flow: Flow) -> Affine:

@@ -117,6 +117,7 @@ def read_layer(draft: Draft, node: fx.Node) -> Layer | None:
         not isinstance(bias, fx.Node)
         or bias not in draft.static
         or prod(bias.meta["shape"]) != node.meta["shape"][axis]
+        or bias.meta["shape"][-1:] != node.meta["shape"][axis : axis + 1]
     ):
         return None
     return Layer(

@@ -125,7 +125,8 @@ def _merge_one(
             continue
         layer = draft.layer(term.node) if term.node not in draft.untied else None
         if layer is not None and layer.value is not None and geometry_of(layer) is not None:
-            groups.setdefault(layer.value, _Group()).convs.append((term, layer))
+            if _is_free(draft, layer):
+                groups.setdefault(layer.value, _Group()).convs.append((term, layer))
         elif term.node in norms:
             source = norms[term.node][0]
             if source.flow is not None and source.reason is None:
@@ -136,6 +137,17 @@ def _merge_one(
             if edits:
                 return edits
     return []
+
+
+def _is_free(draft: Draft, layer: Layer) -> bool:
+    """Whether nobody but a sum depends on a layer's result and on its weight."""
+    try:
+        draft.check_memory(layer.node)
+        if not layer.baked:
+            draft.check_writable(layer.source, layer.steps)
+    except Refused:
+        return False
+    return True
 
 
 def _reads(node: fx.Node) -> list[fx.Node]:

@@ -75,9 +75,9 @@ def remove(draft: Draft, calls: list[Source], slot: Slot, step: Step) -> Edit:
         if left:
             kind = "affine" if "scale" in left else "shift"
         shape = _constant_shape(first) if left else ()
-        draft.changes.tree.append(
-            Change(kind=kind, path=slot.path, names=slot.children, shape=shape)
-        )
+        values = {"dtype": str(first.result.meta["dtype"])} if left else {}
+        change = Change(kind=kind, path=slot.path, names=slot.children, shape=shape, values=values)
+        draft.changes.tree.append(change)
     elif not draft.as_graph:
         _neutralise(draft, first, left)
         draft.pinned.update(source.value for source in calls)
@@ -164,17 +164,24 @@ def _drop_tail(source: Source) -> None:
     node.kwargs = {k: v for k, v in node.kwargs.items() if k not in ("weight", "bias")}
 
 
+def stays_with_ones(draft: Draft, source: Source) -> bool:
+    """Whether scale and shift of a norm must stay tensors, of 1 and 0: its class wants them."""
+    path = source.module
+    parent = draft.module(path.rpartition(".")[0])
+    plain = type(draft.module(path)) in (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    # The fused path of this layer reads the tensors itself.
+    fused = isinstance(parent, nn.TransformerEncoderLayer)
+    owned = all(str(n.target).rpartition(".")[0] == path for n in source.tensors.values())
+    return not (plain and owned) or fused
+
+
 def _change_tail(draft: Draft, source: Source) -> None:
     """Scale and shift of a norm are None where torch's own class takes that, else 1 and 0."""
     if draft.as_graph:
         return
     path = source.module
     names = [str(node.target) for node in source.tensors.values()]
-    parent = draft.module(path.rpartition(".")[0])
-    plain = type(draft.module(path)) in (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-    # The fused path of this layer reads the tensors itself.
-    fused = isinstance(parent, nn.TransformerEncoderLayer)
-    if plain and not fused and all(name.rpartition(".")[0] == path for name in names):
+    if not stays_with_ones(draft, source):
         leaves = tuple(name.rpartition(".")[2] for name in names)
         draft.changes.tree.append(Change(kind="none", path=path, names=leaves))
         return

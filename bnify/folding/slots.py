@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from bnify import ops
 from bnify.folding.arguments import arguments, place_of
@@ -52,15 +52,18 @@ def slot_of(draft: Draft, calls: list[Source]) -> Slot:
     module = draft.module(path)
     owned = path and module is not None and all(source.module == path for source in calls)
     if owned and module is not None:
-        if module._forward_pre_hooks:
-            raise Refused(Reason.HOOK_ON_NORM, "it has a forward pre-hook")
         try:
             children = {_children(draft, source) for source in calls}
             if len(children) == 1 and draft.calls_of(path) == len(calls):
                 _check_tensors(draft, path, calls)
                 return Slot(path, children.pop())
         except Refused as refused:
-            if _is_norm_module(draft, path, calls[0]) or refused.reason is not _EXTRA:
+            if refused.reason is _EXTRA and module._forward_pre_hooks:
+                raise Refused(
+                    Reason.HOOK_ON_NORM, "its forward pre-hook changes what it is given"
+                ) from None
+            alone = calls[0].kind != "affine" and _is_norm_module(draft, path, calls[0])
+            if alone or refused.reason is not _EXTRA:
                 raise
     _check_neutral(draft, calls)
     return Slot(None)
@@ -77,9 +80,11 @@ def _children(draft: Draft, source: Source) -> tuple[str, ...]:
     """
     path = source.module
     call = draft.call_at(path, source.call)
-    if call is None or len(call.outputs) != 1 or not call.inputs:
-        raise Refused(_EXTRA, f"{path} does not take and give one value")
-    given, result = draft.now(call.inputs[0]), draft.now(call.outputs[0])
+    if call is None or len(call.outputs) != 1:
+        raise Refused(_EXTRA, f"{path} does not give one value")
+    # Called by keyword it has no positional input; then it was given what the norm reads.
+    given = draft.now(call.inputs[0]) if call.inputs else source.value
+    result = draft.now(call.outputs[0])
     inside = set(draft.inside(path, source.call))
     children: list[str] = []
     walked: list[fx.Node] = []
@@ -203,6 +208,8 @@ def neutral_values(draft: Draft, source: Source) -> dict[fx.Node, torch.Tensor]:
     """
     values: dict[fx.Node, torch.Tensor] = {}
     tensors = source.tensors
+    if len(set(tensors.values())) < len(tensors):
+        raise Refused(Reason.IN_FORWARD, "one tensor has two parts in it")
     if source.kind in ("batch", "instance"):
         if any(node.op != "get_attr" for node in tensors.values()):
             raise Refused(Reason.IN_FORWARD, "its tensors are computed")
@@ -247,8 +254,3 @@ def _behind_views(node: fx.Node) -> fx.Node | None:
         node = before
     whole = node.op == "get_attr" and prod(node.meta["shape"]) == size
     return node if whole else None
-
-
-def replaced_hooks(module: nn.Module | None) -> bool:
-    """Whether hooks sit on a module that look at its result."""
-    return bool(module is not None and module._forward_hooks)

@@ -148,7 +148,7 @@ def _instance_or_tail(draft: Draft, node: fx.Node, *, affines: bool) -> Source:
                 tensors[role] = given[f"running_{role}"]
     source = _source(kind, node, _first_result(node), value, tensors)
     if value in draft.static:
-        source.reason, source.detail = Reason.WEIGHT_STANDARDISED, "it normalizes a weight"
+        source.reason, source.detail = Reason.BATCH_STATISTICS, "of parameters, not of the input"
         return source
     if kind == "instance" and not given["use_input_stats"] and {"mean", "var"} <= set(tensors):
         _with_statistics(draft, source, given)

@@ -119,6 +119,8 @@ class Transaction:
     def give(self, node: fx.Node, reader: fx.Node, value: Tensor) -> None:
         """Give a tensor that ``reader`` reads another value, float64."""
         self.draft.check_writable(node, [reader])
+        if not node.meta["dtype"].is_floating_point:
+            raise Refused(Reason.NO_ABSORBER, f"{node.target} holds no floating-point numbers")
         if node in self.tensors and not torch.equal(self.tensors[node][1], value):
             raise Refused(Reason.SHARED_LAYER, f"{node.target} would need two values")
         self.tensors[node] = (reader, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -58,9 +58,7 @@ def restructure(model: nn.Module, tree: Iterable[Change]) -> nn.Module:
         SpecError: The model has no such module: it is not the one that was folded.
     """
     # Looked for once: thousands of norms may go.
-    places: dict[nn.Module, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        places.setdefault(module, []).append(path)
+    places = _places(model)
     for change in tree:
         try:
             if change.kind in _REPLACEMENTS:
@@ -68,6 +66,8 @@ def restructure(model: nn.Module, tree: Iterable[Change]) -> nn.Module:
                 _replace(model, old, _REPLACEMENTS[change.kind](model, old, change), places)
             else:
                 _CHANGES[change.kind](model, change)
+            if change.kind == "clone":
+                places = _places(model)
         except (AttributeError, KeyError) as error:
             raise SpecError(
                 f"the change {change.kind!r} of {change.path or 'the root'} does not fit: {error}",
@@ -83,6 +83,7 @@ def folded_module(
     model: nn.Module | None = None,
     *,
     own: bool = True,
+    originals: Mapping[str, Tensor] | None = None,
 ) -> fx.GraphModule:
     """The folded recording as a GraphModule.
 
@@ -92,6 +93,7 @@ def folded_module(
         changes: What its tensors become.
         model: The folded model, whose tensors are taken where it has them.
         own: Copy the tensors.
+        originals: The model's tensors as they were, where it has been folded in place.
     """
     tensors: dict[str, Tensor] = {}
     for node in graph.nodes:
@@ -99,6 +101,8 @@ def folded_module(
         if node.op != "get_attr" or name in tensors:
             continue
         found = None if model is None else _tensor_or_none(model, name)
+        if found is None and originals is not None and name not in changes.values:
+            found = originals.get(name)
         tensors[name] = found if found is not None else _folded(captured, changes, node, name)
     module = captured.module(graph, extra=tensors, own=own)
     module.graph.lint()
@@ -107,7 +111,7 @@ def folded_module(
 
 def _folded(captured: Captured, changes: Changes, node: fx.Node, name: str) -> Tensor:
     if name in captured.constants:
-        return captured.constants[name]
+        return captured.constants[name].clone()
     if name in changes.values:
         old = _tensor_or_none(captured.model, name)
         like = next(captured.model.parameters(), None) if old is None else old
@@ -130,7 +134,7 @@ def _tensor_or_none(model: nn.Module, name: str) -> Tensor | None:
 
 def _write(tensor: Tensor, value: Tensor, *, shared: bool) -> None:
     """Give a tensor of the model other values."""
-    if shared:
+    if shared or torch._debug_has_internal_overlap(tensor) == 1:
         tensor.data = value.to(device=tensor.device, dtype=tensor.dtype)
     else:
         tensor.copy_(value)
@@ -139,16 +143,33 @@ def _write(tensor: Tensor, value: Tensor, *, shared: bool) -> None:
 # -- changes of the tree ---------------------------------------------------------------------------
 
 
+def _places(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """All paths of each module."""
+    places: dict[nn.Module, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(module, []).append(path)
+    return places
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
 def _replace(
     model: nn.Module,
     old: nn.Module,
     replacement: nn.Module,
     places: dict[nn.Module, list[str]],
 ) -> None:
-    """Put a module where another is, everywhere it is registered; hooks on results move along."""
+    """Put a module where another is, everywhere it is registered; its hooks move along."""
     if old is model:
         raise PlanError("the root itself cannot be replaced", hint="use emit='graph'")
-    for name in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+    for name in _HOOKS:
         getattr(replacement, name).update(getattr(old, name))
     replacement.train(old.training)
     for place in places.get(old, ()):
@@ -165,7 +186,10 @@ def _children(model: nn.Module, old: nn.Module, change: Change) -> nn.Module:
     """What is left of a norm with an activation: the activation."""
     del model
     children = [(name, old.get_submodule(name)) for name in change.names]
-    return children[0][1] if len(children) == 1 else nn.Sequential(OrderedDict(children))
+    hooked = any(getattr(old, name) for name in _HOOKS)  # not on what others may share
+    if len(children) == 1 and not hooked:
+        return children[0][1]
+    return nn.Sequential(OrderedDict(children))
 
 
 def _shift(model: nn.Module, old: nn.Module, change: Change) -> nn.Module:
@@ -182,7 +206,10 @@ def _with_constants(
 ) -> nn.Module:
     """What of a norm stays by channel, and its children."""
     like = _like(model, old)
-    tensors = {name: torch.zeros(change.shape).to(like) for name in steps}
+    dtype = getattr(torch, change.values["dtype"].removeprefix("torch."))
+    if like.dtype is torch.float64:
+        dtype = torch.float64
+    tensors = {n: torch.zeros(change.shape, dtype=dtype, device=like.device) for n in steps}
     first = plain_module(kind.capitalize(), tensors, *steps.values())
     if not change.names:
         return first
@@ -238,6 +265,11 @@ def _bake(model: nn.Module, change: Change) -> None:
             if getattr(hook, "name", None) == name and hasattr(hook, "remove"):
                 hook.remove(module)
                 del module._forward_pre_hooks[number]
+        for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+            for number, hook in list(hooks.items()):
+                inner = getattr(hook, "hook", hook)
+                if type(inner).__name__.startswith("SpectralNorm"):
+                    del hooks[number]
 
 
 def _none(model: nn.Module, change: Change) -> None:

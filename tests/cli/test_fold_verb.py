@@ -346,7 +346,7 @@ def planted_fault(monkeypatch):
     """Folded models that come out wrong; ``planted_fault(2)``: where two norms are folded."""
     import bnify.folds
 
-    real = bnify.folds.fold_tree
+    real = bnify.folds.folded_copy
 
     def plant(least):
         def faulty(model, changes, **more):
@@ -356,7 +356,7 @@ def planted_fault(monkeypatch):
                     folded.conv1.weight.mul_(1.5)
             return folded
 
-        monkeypatch.setattr(bnify.folds, "fold_tree", faulty)
+        monkeypatch.setattr(bnify.folds, "folded_copy", faulty)
 
     return plant
 

@@ -110,6 +110,7 @@ class _Fold:
             ("result = original", self._algebra),
             ("recording = module", self._recording),
             ("result = original, fresh input", self._fresh),
+            ("result = original, another size", self._other_size),
             ("fused attention = plain attention", self._fused),
         )
         for name, step in steps:
@@ -291,6 +292,31 @@ class _Fold:
         tree = self.again.graph() if self.again.as_graph else self.again.tree()
         yield self._compared(f"{name}, float64", tree, call, truth)
 
+    def _other_size(self) -> Iterator[Check]:
+        """Larger images, or longer sequences: a recording may take a size for a fact."""
+        if self.again.as_graph or not self.outputs:
+            return
+        name = "result = original, another size"
+        for axes in (slice(2, None), slice(1, 2)):
+            call = self.captured.call.resized(1) if self.captured.call.batch else self.captured.call
+            call = call.map(lambda tensor, axes=axes: _one_longer(tensor, axes))  # type: ignore[misc]
+            try:
+                want = self._run(self.original, call, own=True)
+            except Exception:  # forward() is user code: most take one size of some axes only
+                continue
+            if not _finite(want):
+                continue
+            error, why = distance(self._run(self.model, call, own=True), want)
+            allowed = 2 * BUDGET * max(self.own_error, FLOOR / BUDGET)
+            if error <= allowed and not why:
+                yield Check(
+                    name=name, passed=True, error=error, threshold=allowed, detail="own dtype"
+                )
+                return
+            truth = self._run(self.again.original(), self._cast(call))
+            yield self._compared(f"{name}, float64", self.again.tree(), call, truth)
+            return
+
     def _fused(self) -> Iterator[Check]:
         """The fused attention path must give what the plain one gives."""
         fused = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -335,6 +361,15 @@ class _Fold:
         if call.batch == 1 and size != 1 and alike and len(given) == len(want) == len(truth):
             return [a[:1] for a in given], [b[:1] for b in want]
         return self._run(self.model, call, own=True), self._run(self.original, call, own=True)
+
+
+def _one_longer(tensor: Tensor, axes: slice) -> Tensor:
+    """The tensor with one more element along these axes: the first one again."""
+    for axis in range(tensor.ndim)[axes]:
+        size = tensor.shape[axis]
+        if size:
+            tensor = tensor.index_select(axis, torch.arange(size + 1, device=tensor.device) % size)
+    return tensor
 
 
 def _finite(tensors: list[Tensor]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from bnify.borrow import copy_model, sharing_copy
 from bnify.capture import Captured, free_batch, record_example
@@ -165,8 +165,22 @@ def _plan(model: nn.Module, captured: Captured, options: FoldOptions, folded: Fo
         call=skeleton,
         inputs=specs,
         options=options.to_dict(),
-        notes=(*captured.notes, *folded.notes),
+        notes=(*captured.notes, *folded.notes, *_never_ran(captured, folded)),
     )
+
+
+def _never_ran(captured: Captured, folded: Folded) -> list[str]:
+    """A note on norms that the example did not run: it took one of several paths."""
+    called = {id(captured.model.get_submodule(call.path)) for call in captured.calls}
+    idle = [
+        path
+        for path, module in captured.model.named_modules()
+        if isinstance(getattr(module, "running_mean", None), Tensor) and id(module) not in called
+    ]
+    if not idle or not folded.edits:
+        return []
+    named = ", ".join(idle[:3]) + (", ..." if len(idle) > 3 else "")
+    return [f"{named} never ran: a call that runs them may need folded layers as they were"]
 
 
 def _verified(

@@ -18,7 +18,7 @@ from bnify.plan import Edit
 aten = torch.ops.aten
 BACKWARD, FORWARD = "fold-backward", "fold-forward"
 #: Detail of an edit whose operators stay in a forward.
-IN_FORWARD = "written out in a forward, where it does nothing now"
+IN_FORWARD = "stays in a forward, where it does nothing now (emit='graph' drops it)"
 
 
 @dataclass(slots=True)

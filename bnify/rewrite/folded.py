@@ -117,11 +117,20 @@ def _folded(captured: Captured, changes: Changes, node: fx.Node, name: str) -> T
         like = next(captured.model.parameters(), None) if old is None else old
         dtype = node.meta.get("dtype") if old is None else old.dtype
         value = changes.values[name].to(dtype=dtype)
-        return value if like is None else value.to(like.device)
-    tensor = tensor_at(captured.model, name).detach()
+        value = value if like is None else value.to(like.device)
+        added = old is None and name.endswith("bias")
+        return _like_original(value, nn.Parameter(value) if added else old)
+    tensor = tensor_at(captured.model, name)
     if name in changes.weights:
-        return changes.weights[name].of(tensor).to(tensor.dtype)
+        return _like_original(changes.weights[name].of(tensor.detach()).to(tensor.dtype), tensor)
     return tensor
+
+
+def _like_original(value: Tensor, original: Tensor | None) -> Tensor:
+    """A parameter where the original is one."""
+    if isinstance(original, nn.Parameter):
+        return nn.Parameter(value, requires_grad=original.requires_grad)
+    return value
 
 
 def _tensor_or_none(model: nn.Module, name: str) -> Tensor | None:

@@ -234,7 +234,8 @@ def _measure(work: _Work, captured: Captured, folded: Folded) -> tuple[Verificat
 
     def graph() -> fx.GraphModule:
         # A forward may write to its buffers: not to those that will be handed out.
-        beside = sharing_copy(delivered)
+        writes = any(node.meta.get("writes") for node in folded.graph.nodes)
+        beside = sharing_copy(delivered) if writes else delivered
         return folded_module(captured, folded.graph, folded.changes, beside, own=False)
 
     verdict = verify_fold(Refolded(captured, options, folded), Delivered(delivered, graph))

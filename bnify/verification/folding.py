@@ -25,11 +25,9 @@ from bnify.verification.bench import (
     distance,
     moved_by_one_ulp,
 )
-from bnify.verification.measures import UNCOMPARABLE, Distance, is_exact, mismatch
 from bnify.verification.measures import distance as measured
+from bnify.verification.own_dtype import BUDGET, FLOOR, finite, within_budget
 
-#: The error of a result may be this many times the original's own, or this large.
-BUDGET, FLOOR = 10.0, 1e-6
 #: Above this relative error the model's own dtype says too little, and float64 decides.
 _NEAR = 1e-3
 
@@ -154,7 +152,7 @@ class _Fold:
         truth, used = self._truth([call if n is None else call.resized(n) for n in sizes])
         name = "result = original, float64" if self.again.wide else "result = original"
         self.inputs.append(f"example, batch {used.batch}" if used.batch else "example")
-        if not _finite(truth):
+        if not finite(truth):
             why = "the original's own output is not finite: nothing can be compared"
             yield Check(name=name, passed=False, detail=why)
             return
@@ -246,7 +244,7 @@ class _Fold:
                 mixed = call.resized(call.batch // 2).grown(call.batch, seed=1)
             try:
                 want = self._run(self.original, mixed, own=True)
-                drawn = _finite(want)
+                drawn = finite(want)
             except Exception:  # forward() is user code: it may take some values only
                 want, drawn = [], False
             self._fresh_run = (mixed, want, True)
@@ -300,13 +298,14 @@ class _Fold:
             return
         name = "result = original, another size"
         for axes in (slice(2, None), slice(1, 2)):
-            call = self.captured.call.resized(1) if self.captured.call.batch else self.captured.call
-            call = call.map(lambda tensor, axes=axes: _one_longer(tensor, axes))  # type: ignore[misc]
+            call = self.captured.call.map(
+                lambda tensor, axes=axes: _one_longer(tensor, axes)  # type: ignore[misc]
+            )
             try:
                 want = self._run(self.original, call, own=True)
             except Exception:  # forward() is user code: most take one size of some axes only
                 continue
-            if not _finite(want):
+            if not finite(want):
                 continue
             error, why = distance(self._run(self.model, call, own=True), want)
             allowed = min(2 * BUDGET * max(self.own_error, FLOOR / BUDGET), _NEAR)
@@ -344,7 +343,7 @@ class _Fold:
         verdicts = []
         for index, (a, b, c) in enumerate(zip(got, own, truth, strict=False)):
             name = self.names[index] if index < len(self.names) else f"output {index}"
-            verdicts.append(_within_budget(name, a, b, c))
+            verdicts.append(within_budget(name, a, b, c))
             if b.is_floating_point() and b.shape == c.shape:
                 self.own_error = max(self.own_error, measured(b, c).rel_l2)
         return tuple(verdicts)
@@ -376,48 +375,3 @@ def _one_longer(tensor: Tensor, axes: slice) -> Tensor:
         if size:
             tensor = tensor.index_select(axis, torch.arange(size + 1, device=tensor.device) % size)
     return tensor
-
-
-def _finite(tensors: list[Tensor]) -> bool:
-    """Whether outputs can be compared: no NaN, and not infinite throughout (masks are, in part)."""
-    return all(
-        not bool(t.isnan().any()) and (not t.numel() or bool(t.isfinite().any()))
-        for t in tensors
-        if t.is_floating_point()
-    )
-
-
-def _within_budget(name: str, got: Tensor, own: Tensor, truth: Tensor) -> OutputVerdict:
-    """One output in the model's own dtype, beside the original in that dtype."""
-    why = mismatch(got, own) or ""
-    if is_exact(own):
-        why = why or ("" if torch.equal(got, own) else "integers differ")
-        gap = UNCOMPARABLE if why else measured(got, own)
-        return _verdict(name, gap, None, passed=not why, detail=why)
-    if why or not _finite([truth]):
-        detail = why or "the output is not finite"
-        return _verdict(name, UNCOMPARABLE, None, passed=False, detail=detail)
-    finite = truth.isfinite()
-    if not bool(finite.all()):  # where it is infinite both are, or there would be a mismatch
-        got, own, truth = got[finite], own[finite], truth[finite]
-    gap, base = measured(got, truth), measured(own, truth)
-    least = FLOOR if own.dtype in (torch.float32, torch.float64) else torch.finfo(own.dtype).eps
-    allowed = max(base.rel_l2, least / BUDGET)
-    ratio = gap.rel_l2 / allowed
-    return _verdict(name, gap, ratio, passed=ratio <= BUDGET)
-
-
-def _verdict(
-    name: str, gap: Distance, ratio: float | None, *, passed: bool, detail: str = ""
-) -> OutputVerdict:
-    return OutputVerdict(
-        name=name,
-        rel_l2=gap.rel_l2,
-        max_abs=gap.max_abs,
-        max_abs_over_rms=gap.max_abs_over_rms,
-        budget_ratio=ratio,
-        tolerance=gap.tolerance,
-        top1=gap.top1,
-        passed=passed,
-        detail=detail,
-    )

@@ -101,9 +101,9 @@ class Plain(nn.Module):
 
 @pytest.fixture
 def folder(user):
-    """A folder with ``nets.py``, and the weights of a trained net of it."""
-    (user / "nets.py").write_text(NETS)
-    nets = runpy.run_path(str(user / "nets.py"))
+    """A folder with ``folded_nets.py``, and the weights of a trained net of it."""
+    (user / "folded_nets.py").write_text(NETS)
+    nets = runpy.run_path(str(user / "folded_nets.py"))
     torch.save(nets["hostile"](nets["Blocks"](), 7).state_dict(), user / "blocks.pt")
     return user
 
@@ -111,7 +111,7 @@ def folder(user):
 @pytest.fixture
 def trained(folder):
     """The net that ``--weights blocks.pt`` gives, in eval mode."""
-    model = runpy.run_path(str(folder / "nets.py"))["Blocks"]()
+    model = runpy.run_path(str(folder / "folded_nets.py"))["Blocks"]()
     model.load_state_dict(torch.load(folder / "blocks.pt"))
     return model.eval()
 
@@ -121,7 +121,7 @@ def _json(ran) -> dict:
     return json.loads(ran.stdout)
 
 
-BLOCKS = ("nets.py:Blocks", "--weights", "blocks.pt")
+BLOCKS = ("folded_nets.py:Blocks", "--weights", "blocks.pt")
 
 
 @pytest.mark.usefixtures("folder")
@@ -181,9 +181,9 @@ def test_the_folder_loads_and_is_exported_and_verified(cli, folder, trained, ext
         assert torch.equal(loaded(x), folded(x))
         assert not torch.equal(loaded(x), trained(x)), "nothing was folded"
     assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in loaded.modules()) == 1
-    ran = cli("verify", "nets.py:Blocks", "out", "--weights", "blocks.pt")
+    ran = cli("verify", "folded_nets.py:Blocks", "out", "--weights", "blocks.pt")
     assert ran.code == 0, ran
-    ran = cli("verify", "nets.py:Blocks", "out")
+    ran = cli("verify", "folded_nets.py:Blocks", "out")
     assert ran.code == 1, "other weights are another function"
     assert cli("export", "out", "-o", "again.onnx").code == 0
     assert cli("verify", "out", "again.onnx").code == 0
@@ -211,7 +211,7 @@ def test_a_dry_run_writes_nothing_and_its_plan_can_be_edited_and_applied(cli, fo
 def test_a_plan_that_does_not_fit_is_3_with_and_without_dry_run(cli, folder, dry):
     data = _json(cli("fold", *BLOCKS, *INPUT, "--dry-run", "--format", "json"))
     (folder / "plan.json").write_text(json.dumps(data))
-    ran = cli("fold", "nets.py:Plain", "--plan", "plan.json", *dry)
+    ran = cli("fold", "folded_nets.py:Plain", "--plan", "plan.json", *dry)
     assert ran.code == 3, ran
     data["plan"]["edits"][0]["into"] = ["conv3"]
     (folder / "plan.json").write_text(json.dumps(data))
@@ -222,16 +222,16 @@ def test_a_plan_that_does_not_fit_is_3_with_and_without_dry_run(cli, folder, dry
 
 def test_a_plan_of_the_other_verb_is_refused_by_both(cli, folder):
     (folder / "a.json").write_text(
-        cli("insert", "nets.py:Plain", *INPUT, "--dry-run", "--format", "json").stdout
+        cli("insert", "folded_nets.py:Plain", *INPUT, "--dry-run", "--format", "json").stdout
     )
-    ran = cli("fold", "nets.py:Plain", "--plan", "a.json")
+    ran = cli("fold", "folded_nets.py:Plain", "--plan", "a.json")
     assert ran.code == 3
     assert "--plan a.json is a plan to insert, not to fold" in ran.stderr
     assert "try: bnify insert SPEC --plan a.json" in ran.stderr
     (folder / "b.json").write_text(
         cli("fold", *BLOCKS, *INPUT, "--dry-run", "--format", "json").stdout
     )
-    ran = cli("insert", "nets.py:Blocks", "--plan", "b.json", "--dry-run")
+    ran = cli("insert", "folded_nets.py:Blocks", "--plan", "b.json", "--dry-run")
     assert ran.code == 3
     assert "is a plan to fold, not to insert" in ran.stderr
 
@@ -245,7 +245,7 @@ def test_options_beside_a_plan_are_2(cli, folder, option):
 
 
 def test_branches_are_merged_when_asked(cli, folder):
-    ran = cli("fold", "nets.py:Branches", *INPUT, "--merge", "--no-onnx", "-o", "out",
+    ran = cli("fold", "folded_nets.py:Branches", *INPUT, "--merge", "--no-onnx", "-o", "out",
               "--format", "json")  # fmt: skip
     assert ran.code == 0, ran
     data = _json(ran)
@@ -253,16 +253,16 @@ def test_branches_are_merged_when_asked(cli, folder):
     before, after = data["cost"]["before"], data["cost"]["after"]
     assert (before["norms"], before["weighted"]) == (2, 2)
     assert (after["norms"], after["weighted"]) == (0, 1)
-    text = " ".join(cli("fold", "nets.py:Branches", *INPUT, "--merge").stdout.split())
+    text = " ".join(cli("fold", "folded_nets.py:Branches", *INPUT, "--merge").stdout.split())
     assert "All 2 norms are folded (1 backwards, 1 merged)." in text
     assert "1 layer is merged into another." in text
-    plain = cli("fold", "nets.py:Branches", *INPUT)
+    plain = cli("fold", "folded_nets.py:Branches", *INPUT)
     assert plain.code == 0
     assert "merge" not in plain.stdout
 
 
 def test_a_graph_is_made_and_shown_but_not_written(cli, folder):
-    words = ("fold", "nets.py:Functional", *INPUT, "--emit", "graph")
+    words = ("fold", "folded_nets.py:Functional", *INPUT, "--emit", "graph")
     ran = cli(*words, "-o", "out")
     assert ran.code == 2, ran
     assert "--emit graph gives a graph" in ran.stderr
@@ -280,7 +280,7 @@ def test_a_graph_is_made_and_shown_but_not_written(cli, folder):
     assert (before["norms"], after["norms"]) == (1, 0)
     assert after["parameters"] == before["parameters"] - 8, "scale and shift of 4 channels"
     (folder / "plan.json").write_text(cli(*words, "--dry-run", "--format", "json").stdout)
-    ran = cli("fold", "nets.py:Functional", "--plan", "plan.json", "-o", "out")
+    ran = cli("fold", "folded_nets.py:Functional", "--plan", "plan.json", "-o", "out")
     assert ran.code == 2, "the plan makes a graph too"
 
 
@@ -298,8 +298,8 @@ def test_diff_and_code_are_shown_in_a_dry_run_too(cli):
 @pytest.mark.usefixtures("folder")
 def test_nothing_to_fold_is_no_error(cli):
     for target, words in (
-        ("nets.py:Plain", "Nothing to fold: no norm runs in this model's forward pass."),
-        ("nets.py:Stuck", "Nothing to fold: the one norm is left alone"),
+        ("folded_nets.py:Plain", "Nothing to fold: no norm runs in this model's forward pass."),
+        ("folded_nets.py:Stuck", "Nothing to fold: the one norm is left alone"),
     ):
         ran = cli("fold", target, *INPUT)
         assert ran.code == 0, ran
@@ -311,7 +311,7 @@ def test_nothing_to_fold_is_no_error(cli):
 def test_a_checkpoint_without_running_statistics_is_3(cli, folder, trained):
     state = {k: v for k, v in trained.state_dict().items() if "running" not in k}
     torch.save(state, folder / "half.pt")
-    ran = cli("fold", "nets.py:Blocks", "--weights", "half.pt", *INPUT, "-o", "out")
+    ran = cli("fold", "folded_nets.py:Blocks", "--weights", "half.pt", *INPUT, "-o", "out")
     assert ran.code == 3, ran
     assert "running_mean" in ran.stderr
     assert "--allow-missing '*.running_*'" in ran.stderr
@@ -324,9 +324,9 @@ def test_what_cannot_be_right_is_2(cli):
         (("--emit", "onnx"), "'--emit'"),
         (("--benchmark", "--dry-run"), "--dry-run makes nothing that --benchmark could time"),
         (("--no-verify", "-o", "out"), "is unverified and is not written"),
-        (("-o", "nets.py"), "nets.py"),
+        (("-o", "folded_nets.py"), "folded_nets.py"),
     ):
-        ran = cli("fold", "nets.py:Blocks", *INPUT, *words)
+        ran = cli("fold", "folded_nets.py:Blocks", *INPUT, *words)
         assert ran.code == 2, ran
         assert said in ran.stderr
         assert "Traceback" not in ran.stderr
@@ -408,7 +408,7 @@ def test_the_benchmark_times_both_and_compares_the_files(cli, folder, kept):
 
 def test_a_benchmark_of_what_cannot_be_exported_says_so(cli, folder):
     (folder / "odd.py").write_text(
-        "import torch\nfrom nets import Blocks\n\n\n"
+        "import torch\nfrom folded_nets import Blocks\n\n\n"
         "class Branching(Blocks):\n"
         "    def forward(self, x):\n"
         "        y = super().forward(x)\n"
@@ -433,7 +433,7 @@ def test_force_replaces_and_the_second_run_gives_the_same_folder(cli, folder):
 
 def test_an_inserted_folder_can_be_folded(cli, folder):
     """What bnify inserted, bnify folds: a norm inside the class of its layer."""
-    assert cli("insert", "nets.py:Plain", *INPUT, "--include", "conv", "-o", "normed",
+    assert cli("insert", "folded_nets.py:Plain", *INPUT, "--include", "conv", "-o", "normed",
                "--no-onnx").code == 0  # fmt: skip
     ran = cli("fold", "normed", "-o", "out", "--no-onnx", "--format", "json")
     assert ran.code == 0, ran

@@ -27,7 +27,8 @@ from bnify.rewrite import (
 )
 from bnify.structure import Call, describe
 from bnify.verdict import Verification
-from bnify.verification.folding import Delivered, unchanged, verify_fold
+from bnify.verification.folding import unchanged, verify_fold
+from bnify.verification.refolds import Delivered
 
 #: How often a fold that fails its verification is undone in part and tried again.
 _ROUNDS = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 
@@ -10,7 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from bnify.borrow import copy_model, evaluating, fused_attention, in_mode, seeded
+from bnify.borrow import (
+    copy_model,
+    evaluating,
+    fused_attention,
+    in_mode,
+    seeded,
+    without_cyclic_collection,
+)
 from bnify.errors import CaptureError
 
 
@@ -144,3 +152,28 @@ def test_removing_parametrizations_from_a_copy_leaves_the_original_alone():
     nn.utils.parametrize.remove_parametrizations(copied[0], "weight")
     assert torch.equal(model(x), want)
     assert torch.equal(copied(x), want)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_cycle_collector_is_as_it_was(before):
+    was = gc.isenabled()
+    try:
+        (gc.enable if before else gc.disable)()
+        with pytest.raises(KeyError), without_cyclic_collection():
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() is before
+    finally:
+        (gc.enable if was else gc.disable)()
+
+
+def test_empty_containers_of_a_copy_are_its_own():
+    model = nn.Linear(2, 2)
+    model.cache = shared = {}
+    model.again = shared
+    copied = copy_model(model)
+    copied.cache["x"] = 1
+    assert copied.again is copied.cache
+    assert not model.cache
+    copied.register_forward_hook(lambda *_: None)
+    assert not model._forward_hooks

@@ -71,6 +71,7 @@ class Captured:
         custom_gradients: Whether an ``autograd.Function`` ran, whose gradients a replay, which
             differentiates its operators, need not have.
         composite: Whether composite operators arrived whole (recorded below autograd).
+        casts: Whether the pass names a floating-point dtype: a float64 copy needs care.
         kept: Values of the pass that the model keeps in an attribute, and its name.
         outputs: The tensors that the recorded pass returned.
         notes: What a recording cannot know, in sentences.
@@ -87,6 +88,7 @@ class Captured:
     unreplayable: str = ""
     composite: bool = True
     custom_gradients: bool = False
+    casts: bool = True
     kept: Mapping[fx.Node, str] = field(default_factory=dict)
     outputs: tuple[Tensor, ...] = ()
     notes: list[str] = field(default_factory=list)

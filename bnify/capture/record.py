@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from bnify.borrow import copy_model, fused_attention, in_mode, seeded, sharing_copy
@@ -105,6 +105,7 @@ def record(
         unreplayable=recorder.unreplayable,
         composite=below,
         custom_gradients=recorder.custom_gradients,
+        casts=_names_a_float(recorder.graph),
         kept=dict(recorder.kept()),
         outputs=results,
     )
@@ -120,6 +121,14 @@ def record(
         stop_gradients(captured.graph)
         detach_updates(captured.graph)
     return captured
+
+
+def _names_a_float(graph: fx.Graph) -> bool:
+    return any(
+        isinstance(value, torch.dtype) and value.is_floating_point
+        for node in graph.nodes
+        for value in (*node.args, *node.kwargs.values())
+    )
 
 
 @contextmanager

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
-from bnify.borrow import evaluating, fused_attention, seeded, sharing_copy
-from bnify.capture import Captured
+from bnify.borrow import (
+    evaluating,
+    fused_attention,
+    seeded,
+    sharing_copy,
+    without_cyclic_collection,
+)
 from bnify.devices import full_precision
 from bnify.double import StayInFloat64
 from bnify.errors import BnifyError, CaptureError
@@ -27,47 +30,11 @@ from bnify.verification.bench import (
 )
 from bnify.verification.measures import distance as measured
 from bnify.verification.own_dtype import BUDGET, FLOOR, finite, within_budget
+from bnify.verification.refolds import Delivered, Refolds
+from bnify.verification.sizes import OTHER_SIZES
 
 #: Above this relative error the model's own dtype says too little, and float64 decides.
 _NEAR = 1e-3
-
-
-class Refolds(Protocol):
-    """A fold on float64 copies."""
-
-    captured: Captured
-    as_graph: bool
-    wide: bool
-    why_narrow: str
-
-    @property
-    def baked(self) -> str:
-        """Why a recording need not be the model on other inputs; empty where it is."""
-
-    def original(self) -> nn.Module:
-        """The original."""
-
-    def narrow(self, why: str) -> None:
-        """From now on everything is in the model's own dtype."""
-
-    def tree(self, *, keep: bool = False) -> nn.Module:
-        """The folded model, made of the original, which is gone then unless ``keep``."""
-
-    def graph(self) -> fx.GraphModule:
-        """The folded recording."""
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """What will be handed out, in the model's own dtype.
-
-    Attributes:
-        model: The folded model, or the folded recording where that is the result.
-        graph: The folded recording, to be compared with the model.
-    """
-
-    model: nn.Module
-    graph: Callable[[], fx.GraphModule]
 
 
 def verify_fold(again: Refolds, delivered: Delivered) -> Verification:
@@ -78,7 +45,7 @@ def verify_fold(again: Refolds, delivered: Delivered) -> Verification:
     same operators are bit-equal; the same goes for a fresh input, within the error budget. What is
     not clear there is decided in float64.
     """
-    with full_precision():
+    with full_precision(), without_cyclic_collection():
         return _Fold(again, delivered).verify()
 
 
@@ -100,8 +67,10 @@ class _Fold:
         self.outputs: tuple[OutputVerdict, ...] = ()
         self.own_error = 0.0
         self.names: list[str] = []
-        self._fresh_run: tuple[Call, list[Tensor], bool] | None = None
-        self._given: list[Tensor] | None = None
+        self._given: tuple[Call, list[Tensor]] | None = None
+        self._suspect = False
+        self._casts = self.captured.casts
+        self._drawn = self.captured.call.redrawn(1)
         self._judged: tuple[Call, list[Tensor]] | None = None
 
     def verify(self) -> Verification:
@@ -110,7 +79,6 @@ class _Fold:
             ("result = original", self._algebra),
             ("recording = module", self._recording),
             ("result = original, fresh input", self._fresh),
-            ("result = original, another size", self._other_size),
             ("fused attention = plain attention", self._fused),
         )
         for name, step in steps:
@@ -158,6 +126,10 @@ class _Fold:
             return
         tree = self.again.graph() if self.again.as_graph else self.again.tree()
         check = self._compared(name, tree, used, truth)
+        if check.passed is False and self.again.wide and not self._casts:
+            self._casts = True  # in float64 it may cast where the recorded pass did not
+            yield from self._algebra()
+            return
         yield check
         self._judged = (used, truth)
         if check.passed is None:
@@ -165,14 +137,15 @@ class _Fold:
 
     def _truth(self, calls: list[Call]) -> tuple[list[Tensor], Call]:
         """What the original gives on the first of these inputs that it takes, in float64."""
-        for wide in (True, False):
+        for wide, casts in dict.fromkeys([(True, self._casts), (True, True), (False, True)]):
             error: Exception | None = None
+            self._casts = casts
             for call in calls:
                 try:
                     return self._run(self.again.original(), self._cast(call)), call
                 except Exception as raised:  # forward() is user code
                     error = raised
-            if wide and error is not None:
+            if wide and casts and error is not None:
                 self.again.narrow((str(error).strip() or "?").splitlines()[0])
         raise CaptureError(f"the original does not run: {self.again.why_narrow}")
 
@@ -221,7 +194,7 @@ class _Fold:
             stack.enter_context(seeded(SEED))
             stack.enter_context(fused_attention(enabled=fused))
             stack.enter_context(evaluating(model))
-            if self.again.wide and not own:
+            if self.again.wide and self._casts and not own:
                 stack.enter_context(StayInFloat64())  # type: ignore[no-untyped-call]
             if isinstance(model, fx.GraphModule) and "custom_gradients" in model.meta:
                 return run_graph(model, call)
@@ -231,26 +204,46 @@ class _Fold:
 
     # -- in the model's own dtype ----------------------------------------------------------------
 
-    def _on_fresh(self) -> tuple[Call, list[Tensor], bool]:
-        """An input in the recorded shape, half of its samples drawn anew; the original's outputs.
+    def _on_fresh(self) -> tuple[Call, list[Tensor]]:
+        """The result on an input in the recorded shape, half of its samples drawn anew.
 
-        The last is False where the original does not take drawn inputs: then it is the example.
+        Where only the result does not take it, that is for :meth:`_fresh` to find; where the
+        original does not take it either, it is the example.
         """
-        if self._fresh_run is None:
-            call = self.captured.call
-            if call.batch is None or call.batch < 2:
-                mixed = call.redrawn(1)
-            else:
-                mixed = call.resized(call.batch // 2).grown(call.batch, seed=1)
+        if self._given is None:
+            call, got = self._mixed(), None
             try:
-                want = self._run(self.original, mixed, own=True)
-                drawn = finite(want)
+                got = self._run(self.model, call, own=True)
             except Exception:  # forward() is user code: it may take some values only
-                want, drawn = [], False
-            self._fresh_run = (mixed, want, True)
-            if not drawn:
-                self._fresh_run = (call, list(self.captured.outputs), False)
-        return self._fresh_run
+                self._suspect = True
+            self._suspect = self._suspect or not finite(got or [])
+            if self._suspect and self._original_on(call) is None:
+                self._suspect, got, call = False, None, self.captured.call
+            self._given = (call, self._run(self.model, call, own=True) if got is None else got)
+        return self._given
+
+    def _mixed(self) -> Call:
+        """The example with the second half of its samples drawn anew; a single sample is."""
+        size = self.captured.call.batch
+        if size is None or size < 2:
+            return self._drawn
+        drawn = iter([tensor for _, tensor in self._drawn.tensors()])
+
+        def mix(tensor: Tensor) -> Tensor:
+            other = next(drawn)
+            if not tensor.ndim or tensor.shape[0] != size:
+                return tensor
+            return torch.cat([tensor[: size // 2], other[size // 2 :]])
+
+        return self.captured.call.map(mix)
+
+    def _original_on(self, call: Call) -> list[Tensor] | None:
+        """What the original makes of an input; None where it does not take it."""
+        try:
+            want = self._run(self.original, call, own=True)
+        except Exception:  # forward() is user code
+            return None
+        return want if finite(want) else None
 
     def _recording(self) -> Iterator[Check]:
         """The folded recording against the folded module: two programs of the same operators."""
@@ -259,9 +252,8 @@ class _Fold:
         if self.again.baked:
             yield Check(name="recording = module", passed=None, detail=self.again.baked)
             return
-        call, _, _ = self._on_fresh()
-        self._given = self._run(self.model, call, own=True)
-        error, why = distance(self._run(self.graph(), call, own=True), self._given)
+        call, given = self._on_fresh()
+        error, why = distance(self._run(self.graph(), call, own=True), given)
         if error == 0.0 and not why:
             yield Check(name="recording = module", passed=True, error=0.0, threshold=0.0)
             return
@@ -270,53 +262,55 @@ class _Fold:
         yield self._compared(name, self.again.graph(), self.captured.call, wanted)
 
     def _fresh(self) -> Iterator[Check]:
-        """Fresh samples in the recorded shape; what is not clear, in float64."""
+        """Fresh samples, at another size where the model takes one; what is unclear, in float64.
+
+        A recording may take a size for a fact. That the module is the recording on fresh samples
+        in the recorded shape has been seen by then.
+        """
         if self.again.as_graph and self.again.baked:
             return
-        name = "result = original, fresh input"
-        call, want, drawn = self._on_fresh()
-        if not drawn:
-            why = "the original does not take inputs drawn at random: tried on the example"
-            yield Check(name=name, passed=None, detail=why)
-        else:
-            self.inputs.append("example and redrawn (seed 1)")
-        if self._given is None:
-            self._given = self._run(self.model, call, own=True)
         self.outputs = self._budget()
-        error, why = distance(self._given, want)
+        for name, what, call in self._probes():
+            want = self._original_on(call)
+            if want is not None:
+                self.inputs.append(what)
+                yield self._near(name, call, want)
+                if what.startswith("redrawn"):
+                    return
+                break
+        why = "the original does not take inputs drawn at random"
+        yield Check(name="result = original, fresh input", passed=None, detail=why)
+
+    def _probes(self) -> Iterator[tuple[str, str, Call]]:
+        """Inputs that the recording has not seen, the most telling first."""
+        name, example = "result = original, fresh input", self.captured.call
+        fresh = self._on_fresh()[0]
+        sizes = () if self.again.as_graph or self._suspect else OTHER_SIZES
+        for resized in sizes:
+            call = self._drawn.map(resized)
+            yield f"{name} of another size", "redrawn (seed 1), another size", call
+        if fresh is not example:
+            yield name, "redrawn (seed 1)", fresh
+        for resized in sizes:
+            call = example.map(resized)
+            yield "result = original, another size", "example, another size", call
+
+    def _near(self, name: str, call: Call, want: list[Tensor]) -> Check:
+        """The result beside the original in their own dtype; what is unclear, in float64."""
+        fresh, given = self._on_fresh()
+        got = given if call is fresh else self._run(self.model, call, own=True)
+        error, why = distance(got, want)
         allowed = min(2 * BUDGET * max(self.own_error, FLOOR / BUDGET), _NEAR)
         if error <= allowed and not why:
-            yield Check(name=name, passed=True, error=error, threshold=allowed, detail="own dtype")
-            return
+            return Check(name=name, passed=True, error=error, threshold=allowed, detail="own dtype")
         truth = self._run(self.again.original(), self._cast(call))
         tree = self.again.graph() if self.again.as_graph else self.again.tree()
-        yield self._compared(f"{name}, float64", tree, call, truth)
-
-    def _other_size(self) -> Iterator[Check]:
-        """Larger images, or longer sequences: a recording may take a size for a fact."""
-        if self.again.as_graph or not self.outputs:
-            return
-        name = "result = original, another size"
-        for axes in (slice(2, None), slice(1, 2)):
-            call = self.captured.call.map(
-                lambda tensor, axes=axes: _one_longer(tensor, axes)  # type: ignore[misc]
-            )
-            try:
-                want = self._run(self.original, call, own=True)
-            except Exception:  # forward() is user code: most take one size of some axes only
-                continue
-            if not finite(want):
-                continue
-            error, why = distance(self._run(self.model, call, own=True), want)
-            allowed = min(2 * BUDGET * max(self.own_error, FLOOR / BUDGET), _NEAR)
-            if error <= allowed and not why:
-                yield Check(
-                    name=name, passed=True, error=error, threshold=allowed, detail="own dtype"
-                )
-                return
-            truth = self._run(self.again.original(), self._cast(call))
-            yield self._compared(f"{name}, float64", self.again.tree(), call, truth)
-            return
+        check = self._compared(f"{name}, float64", tree, call, truth)
+        if check.passed and self.again.wide:  # the algebra is right: is what is handed out?
+            verdicts = [within_budget("", *each) for each in zip(got, want, truth, strict=True)]
+            if not all(verdict.passed for verdict in verdicts):
+                return Check(name=name, passed=False, error=error, threshold=allowed)
+        return check
 
     def _fused(self) -> Iterator[Check]:
         """The fused attention path must give what the plain one gives."""
@@ -339,8 +333,19 @@ class _Fold:
         if self._judged is None:
             return ()
         call, truth = self._judged
-        got, own = self._own_runs(call, truth)
+        rows = self._rows(call, truth)
+        if rows is not None:
+            verdicts = self._verdicts(*rows, truth)
+            if all(verdict.passed for verdict in verdicts):
+                return verdicts
+        got, own = (self._run(m, call, own=True) for m in (self.model, self.original))
+        return self._verdicts(got, own, truth)
+
+    def _verdicts(
+        self, got: list[Tensor], own: list[Tensor], truth: list[Tensor]
+    ) -> tuple[OutputVerdict, ...]:
         verdicts = []
+        self.own_error = 0.0
         for index, (a, b, c) in enumerate(zip(got, own, truth, strict=False)):
             name = self.names[index] if index < len(self.names) else f"output {index}"
             verdicts.append(within_budget(name, a, b, c))
@@ -348,30 +353,23 @@ class _Fold:
                 self.own_error = max(self.own_error, measured(b, c).rel_l2)
         return tuple(verdicts)
 
-    def _own_runs(self, call: Call, truth: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Result and original in their own dtype on the input that the truth is of.
+    def _rows(self, call: Call, truth: list[Tensor]) -> tuple[list[Tensor], list[Tensor]] | None:
+        """Result and original in their own dtype on the input that the truth is of, if known.
 
-        A first sample alone is the first of the batch that both have run on already, if the
-        model treats its samples apart: then the original comes near the truth.
+        A first sample alone is the first of two batches: of the one that the result has run on,
+        and of the example, which the original was recorded on. So it is if the original comes near
+        the truth there.
         """
-        batch, want, _ = self._on_fresh()
-        given, size = self._given or [], batch.batch
+        batch, given = self._on_fresh()
+        own, size = self.captured.outputs, batch.batch
         alike = size is not None and all(
             a.ndim > 0 and a.shape[0] == b.shape[0] == size and a.shape[1:] == c.shape[1:]
-            for a, b, c in zip(given, want, truth, strict=False)
+            for a, b, c in zip(given, own, truth, strict=False)
         )
-        if call.batch == 1 and size != 1 and alike and len(given) == len(want) == len(truth):
-            rows = [a[:1] for a in given], [b[:1] for b in want]
-            near = [c.to(b.dtype) for b, c in zip(want, truth, strict=True)]
-            if distance(rows[1], near)[0] < _NEAR:
-                return rows
-        return self._run(self.model, call, own=True), self._run(self.original, call, own=True)
-
-
-def _one_longer(tensor: Tensor, axes: slice) -> Tensor:
-    """The tensor with one more element along these axes: the first one again."""
-    for axis in range(tensor.ndim)[axes]:
-        size = tensor.shape[axis]
-        if size:
-            tensor = tensor.index_select(axis, torch.arange(size + 1, device=tensor.device) % size)
-    return tensor
+        if call.batch != 1 or size == 1 or not alike:
+            return None
+        if not len(given) == len(own) == len(truth):
+            return None
+        rows = [a[:1] for a in given], [b[:1] for b in own]
+        near = [c.to(b.dtype) for b, c in zip(own, truth, strict=True)]
+        return rows if distance(rows[1], near)[0] < _NEAR else None

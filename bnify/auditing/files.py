@@ -1,0 +1,31 @@
+"""Files as subjects of an audit, told apart by suffix and first bytes; no torch where none is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bnify.auditing.subject import Subject
+from bnify.errors import SpecError
+
+
+def subject_of_file(path: Path, name: str, *, key: str | None = None) -> Subject:
+    """What is known of a checkpoint or an ONNX file.
+
+    Args:
+        path: A .safetensors, .pt, .pth, .bin, .ckpt or .onnx file.
+        name: What the report calls it.
+        key: Where in a checkpoint the weights are.
+
+    Raises:
+        SpecError: There is no such file.
+        WeightsError: It cannot be read as what it is.
+    """
+    if not path.exists():
+        raise SpecError(f"there is no file {path}", hint="check the path")
+    if path.suffix.lower() == ".onnx":
+        from bnify.auditing.onnx_file import onnx_subject
+
+        return onnx_subject(path, name)
+    from bnify.auditing.checkpoint import checkpoint_subject
+
+    return checkpoint_subject(path, name, key=key)

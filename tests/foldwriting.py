@@ -66,7 +66,7 @@ class Writer:
     values: list[Value] = field(default_factory=list)
     vocabulary: int = 0
     names: dict[int, tuple[str, ...]] = field(default_factory=dict)  # of the norm, by step
-    weighted_layers: list[tuple[str, int, int]] = field(default_factory=list)
+    weighted_layers: list[tuple[str, int, bool, int]] = field(default_factory=list)
     norm_layers: list[tuple[str, int, int]] = field(default_factory=list)
     own: set[int] = field(default_factory=set)  # values that may be written to
     count: int = 0
@@ -134,7 +134,7 @@ class Writer:
         if self.net.steps[-1].op == "layer":
             self.own.add(result)
             layer = self.net.steps[-1].layer
-            self.weighted_layers.append((layer, len(value.shape), value.channels))
+            self.weighted_layers.append((layer, len(value.shape), value.image, value.channels))
         return result
 
     def linear(self, source: int, after: int) -> int:
@@ -205,7 +205,7 @@ class Writer:
     def again(self, source: int) -> int:
         """A layer that ran before runs on another value, before the same norm or another."""
         value = self.values[source]
-        fits = (len(value.shape), value.channels)
+        fits = (len(value.shape), value.image, value.channels)
         names = [name for name, *wants in self.weighted_layers if tuple(wants) == fits]
         if not names:
             return self.block(source)

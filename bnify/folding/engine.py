@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from bnify import ops
 from bnify.capture import Captured
 from bnify.changes import Changes
+from bnify.folding.arguments import arguments
 from bnify.folding.backward import Backward
 from bnify.folding.draft import Draft
 from bnify.folding.forward import Forward
@@ -112,7 +114,7 @@ class _Engine:
             waiting = left
         skips = [self._skip(calls) for calls in waiting]
         graph = self.draft.graph
-        graph.eliminate_dead_code()
+        graph.eliminate_dead_code(_has_effects)
         edits = [self.edits[layer] for layer in order if layer in self.edits]
         notes = [f"the hooks on {path} are on what stands in its place" for path in self.hooks]
         return Folded(graph, self.draft.changes, tuple(edits), tuple(skips), notes)
@@ -382,3 +384,10 @@ def _told(refusals: list[Refused]) -> Refused:
     if isinstance(back, NeedsBias):
         return NeedsBias(chosen.reason, "; ".join(filter(None, (before, after))))
     return Refused(chosen.reason, "; ".join(filter(None, (before, after))))
+
+
+def _has_effects(node: fx.Node) -> bool:
+    """Whether an operator stays though nobody reads it; dropout draws nothing in eval mode."""
+    if ops.name_of(node) in ops.DROPOUTS and not arguments(node).get("train", True):
+        return False
+    return node.is_impure()

@@ -18,7 +18,7 @@ from bnify.folding.draft import Draft
 from bnify.folding.layers import ancestors
 from bnify.reason import Reason
 
-_BATCH = frozenset(
+BATCH_NORMS = frozenset(
     {"batch_norm", "native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit"}
     | {"_native_batch_norm_legit_no_training", "miopen_batch_norm"}
 )
@@ -84,7 +84,7 @@ def find_sources(draft: Draft, *, affines: bool) -> list[Source]:
         if node.op != "call_function" or node in taken:
             continue
         name = ops.name_of(node)
-        if name in _BATCH:
+        if name in BATCH_NORMS:
             found.append(_batch(draft, node))
         elif name in _KINDS:
             found.append(_instance_or_tail(draft, node, affines=affines))
@@ -102,7 +102,7 @@ def renew(draft: Draft, source: Source) -> None:
     node = source.steps[0]
     name = ops.name_of(node)
     found: Source | None
-    if name in _BATCH:
+    if name in BATCH_NORMS:
         found = _batch(draft, node)
     elif name in _KINDS:
         found = _instance_or_tail(draft, node, affines=source.tail)
@@ -252,7 +252,9 @@ def _chain(draft: Draft, start: fx.Node, *, affines: bool) -> Source | None:
         steps.append(node)
         statics.extend(static)
         readers = draft.readers(node)
-        if len(readers) != 1 or readers[0].meta.get("module") != start.meta.get("module"):
+        if len(readers) != 1 or any(
+            readers[0].meta.get(key) != start.meta.get(key) for key in ("module", "call")
+        ):
             break
         node = readers[0]
     if value is None or affine is None or axis is None:

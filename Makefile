@@ -19,7 +19,7 @@ help:
 	@echo "make demo    install what the demo needs and run it: insert, train, export, verify"
 	@echo "make test    check, tests, examples, and the wheel alone: what the CI runs"
 	@echo "make check   formatting, lint, types, import directions, generated docs"
-	@echo "make bench   start-up, capture over the zoo, scale, folding beside other tools"
+	@echo "make bench   start-up, capture over the zoo, scale, folding beside other tools, audits"
 	@echo "make fuzz    long property tests on random networks (20,000 of them for folding)"
 	@echo "make docs    write the generated parts of the documentation"
 	@echo "make clean   remove environments and build output"
@@ -74,6 +74,7 @@ bench: $(VENV)/.test
 	$(STUB) $(ONE_THREAD) $(BIN)/python benchmarks/capture_zoo.py
 	$(STUB) $(ONE_THREAD) $(BIN)/python benchmarks/fold_zoo.py
 	$(STUB) $(ONE_THREAD) $(BIN)/python benchmarks/fold_speed.py
+	$(STUB) $(ONE_THREAD) $(BIN)/python benchmarks/audit.py
 
 fuzz: $(VENV)/.test
 	BNIFY_FUZZ=$(FUZZ) $(ONE_THREAD) $(BIN)/pytest $(PYTEST_ARGS) -k random

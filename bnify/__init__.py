@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnify.api import apply, export, fold, insert, load, verify
+    from bnify.auditing.finding import AuditReport, Finding
+    from bnify.audits import audit
     from bnify.errors import (
         BnifyError,
         CaptureError,
@@ -35,12 +37,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AuditReport": "auditing.finding",
     "BnifyError": "errors",
     "CaptureError": "errors",
     "DeviceError": "errors",
     "Edit": "plan",
     "Export": "exporting",
     "ExportError": "errors",
+    "Finding": "auditing.finding",
     "Plan": "plan",
     "PlanError": "errors",
     "Reason": "reason",
@@ -52,6 +56,7 @@ _HOME = {
     "VerificationError": "errors",
     "WeightsError": "errors",
     "apply": "api",
+    "audit": "audits",
     "export": "api",
     "fold": "api",
     "insert": "api",
@@ -61,12 +66,14 @@ _HOME = {
 }
 
 __all__ = [
+    "AuditReport",
     "BnifyError",
     "CaptureError",
     "DeviceError",
     "Edit",
     "Export",
     "ExportError",
+    "Finding",
     "Plan",
     "PlanError",
     "Reason",
@@ -78,6 +85,7 @@ __all__ = [
     "VerificationError",
     "WeightsError",
     "apply",
+    "audit",
     "export",
     "fold",
     "insert",

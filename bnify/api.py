@@ -271,6 +271,11 @@ def apply(
     plan = as_plan(plan)
     accept(model, statistics=plan.verb != "fold", verb=plan.verb)
     check_fingerprint(model, plan)
+    if plan.verb == "audit":
+        raise PlanError(
+            "the fixes of an audit rest on what it measured, and are not made by their plan",
+            hint="bnify.audit(model, inputs).fix()",
+        )
     call = _inputs(model, plan, inputs)
     if plan.verb == "fold":
         options = FoldOptions.of(plan)
@@ -381,7 +386,7 @@ def _refuse_options_beside(plan: Plan, options: InsertOptions | FoldOptions) -> 
 def _rebuild(model: nn.Module, plan: Plan, structure: Sequence[Change] = ()) -> nn.Module:
     """Carry out a plan for its structure only; the weights come from a folder."""
     check_fingerprint(model, plan)
-    if plan.verb == "fold":
+    if plan.verb in ("fold", "audit"):
         return restructure(model, structure)
     reset = replace(plan, edits=tuple(replace(e, init="reset") for e in plan.edits))
     return rewrite_tree(model, reset, initial_norms(model, reset))

@@ -29,7 +29,9 @@ class Change:
             tensors ``names`` become plain. ``"none"``: its parameters ``names`` become None.
             ``"weight"``: its weight gets this ``shape``, and it the attributes of ``values``.
             ``"clone"``: the place gets a copy of its own of a module that is registered elsewhere
-            too. ``"constant"``: its padding gets the ``value`` of ``values``.
+            too. ``"constant"``: its padding gets the ``value`` of ``values``. ``"set"``: its
+            attributes get ``values``. ``"float"``: its tensors become float32. ``"keep-eval"``:
+            ``train()`` leaves it in eval mode.
         path: Module path.
         names: Names of children or tensors.
         shape: Shape of what is new.

@@ -6,7 +6,8 @@ BnifyError              exit code 3: found while doing it
 ├── WeightsError        a checkpoint that cannot be read or does not fit
 ├── CaptureError        a forward pass that cannot be recorded
 ├── PlanError           a plan that cannot be made or applied
-│   └── OptionsError    exit code 2: options that contradict each other
+│   ├── OptionsError    exit code 2: options that contradict each other
+│   └── NothingToFix    an audit without a finding that can be fixed
 ├── VerificationError   exit code 1: checked, and failed
 ├── ExportError         no ONNX file could be written or run
 └── DeviceError         a device or execution provider that is not there
@@ -63,6 +64,10 @@ class OptionsError(PlanError):
     """Options that contradict each other, whatever the model is."""
 
     exit_code = 2
+
+
+class NothingToFix(PlanError):  # noqa: N818 - it says what it is
+    """There is no finding that can be fixed in the way that was asked for."""
 
 
 class VerificationError(BnifyError):

@@ -15,6 +15,7 @@ from bnify.borrow import copy_model, evaluating, seeded
 from bnify.capture import Captured
 from bnify.changes import Change
 from bnify.errors import PlanError
+from bnify.frozen import give_back_train
 from bnify.layers import (
     CallNorms,
     ChannelRMSNorm,
@@ -145,6 +146,8 @@ class Result:
         for number, hook in list(plain._forward_pre_hooks.items()):
             if hook is restart_calls:
                 del plain._forward_pre_hooks[number]
+        for module in plain.modules():
+            give_back_train(module)
         self._same_function(plain)
         return plain
 

@@ -319,6 +319,31 @@ def match_batch(batch: Any, call: Call, model: nn.Module) -> Call:
     )
 
 
+def first_call(batch: Any, model: nn.Module) -> Call | None:
+    """Example inputs out of a batch of data: as many values as forward needs, labels left out.
+
+    None where the batch is nothing that forward takes.
+    """
+    if isinstance(batch, Call):
+        return batch
+    if isinstance(batch, Tensor):
+        return Call((batch,))
+    parameters = inspect.signature(model.forward).parameters
+    if isinstance(batch, Mapping):
+        accepted = {key: value for key, value in batch.items() if key in parameters}
+        return Call((), accepted) if accepted else None
+    if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], Mapping):
+        named = first_call(batch[0], model)  # ({"pixels": ...}, labels)
+        if named is not None:
+            return named
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = sum(p.default is p.empty and p.kind in kinds for p in parameters.values())
+    count = max(needed, 1)
+    if isinstance(batch, (list, tuple)) and len(batch) >= count:
+        return Call(tuple(batch[:count]))
+    return None
+
+
 def _accepted(batch: Mapping[str, Any], call: Call, model: nn.Module) -> dict[str, Any]:
     """The entries of a dict batch that forward takes by name."""
     parameters = inspect.signature(model.forward).parameters

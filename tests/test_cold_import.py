@@ -37,6 +37,8 @@ def _probe(run_python, statement):
         "sys.argv = ['bnify', '--help']; import bnify.cli; bnify.cli.main()",
         "sys.argv = ['bnify', '--version']; import bnify.cli; bnify.cli.main()",
         "sys.argv = ['bnify', 'insert', '--help']; import bnify.cli; bnify.cli.main()",
+        "sys.argv = ['bnify', 'audit', '--help']; import bnify.cli; bnify.cli.main()",
+        "sys.argv = ['bnify', 'explain', '--help']; import bnify.cli; bnify.cli.main()",
         "sys.argv = ['bnify', 'nonsense']; import bnify.cli; bnify.cli.main()",
     ],
 )
@@ -55,3 +57,9 @@ def test_the_probe_sees_torch(run_python):
 def test_plans_are_read_without_torch(run_python):
     _, heavy = _probe(run_python, "import bnify.plan, bnify.errors, bnify.verdict")
     assert heavy == []
+
+
+@pytest.mark.parametrize("statement", ["import bnify; bnify.audit", "import bnify.auditing.rules"])
+def test_auditing_needs_numpy_and_nothing_more(run_python, statement):
+    _, heavy = _probe(run_python, statement)
+    assert heavy == ["numpy"]

@@ -65,7 +65,7 @@ def test_every_reason_and_norm_and_exit_code_is_documented(generate):
     assert {kind.exit_code for kind in kinds} <= set(generate.EXIT_CODES)
 
 
-@pytest.mark.parametrize("name", ["verbs", "norms", "reasons", "exit-codes"])
+@pytest.mark.parametrize("name", ["verbs", "norms", "reasons", "rules", "exit-codes"])
 def test_tables_are_up_to_date(generate, name):
     assert section(name).strip() == generate.SECTIONS[name]().strip(), "run make docs"
 
@@ -114,6 +114,7 @@ def test_order_of_the_readme():
         "30 seconds in Python",
         "Before and after",
         "What it can do",
+        "Use it in CI",
         "How it works",
         "Measured",
         "Limits",

@@ -49,10 +49,12 @@ def run_rules(subject: Subject, rules: Sequence[Rule]) -> AuditReport:
     findings: list[Finding] = []
     unchecked: dict[str, str] = {}
     for rule in rules:
-        if any(group <= available for group in rule.needs):
-            findings.extend(rule.check(subject))
-        else:
+        if not any(group <= available for group in rule.needs):
             unchecked[rule.code] = _missing(rule, available, subject)
+        elif missing := rule.unmet(subject):
+            unchecked[rule.code] = missing
+        else:
+            findings.extend(rule.check(subject))
     live = subject.live
     places = {f.module: live.place(f.module) for f in findings} if live is not None else {}
     return AuditReport(
@@ -66,6 +68,7 @@ def run_rules(subject: Subject, rules: Sequence[Rule]) -> AuditReport:
         notes=tuple(_notes(subject)),
         digest=subject.digest,
         sources={path: place for path, place in places.items() if place is not None},
+        modules=tuple(dict.fromkeys(_modules(subject))),
     )
 
 
@@ -132,10 +135,21 @@ def _norms(subject: Subject) -> int:
 
 
 def _others(subject: Subject) -> int:
+    if subject.onnx is not None:
+        return subject.onnx.others
     live = subject.live
     if live is None:
         return 0
     return len({use.layer for use in live.uses if not use.of_batch and not use.of_weight})
+
+
+def _modules(subject: Subject) -> Iterator[str]:
+    """Paths of modules: of the model, and what a file says of them."""
+    if subject.live is not None:
+        yield from subject.live.modules
+    yield from (norm.path for norm in subject.norms)
+    for name in subject.tensors or ():
+        yield name.rpartition(".")[0]
 
 
 def _notes(subject: Subject) -> Iterator[str]:

@@ -43,6 +43,19 @@ class Safety(StrEnum):
     DATA = "data"
     ADVICE = "advice"
 
+    @property
+    def how(self) -> str:
+        """How such a fix is asked for on the command line."""
+        return _HOW[self]
+
+
+_HOW: Final = {
+    Safety.SAFE: "safe: --fix",
+    Safety.UNSAFE: "changes the function: --fix --unsafe-fixes",
+    Safety.DATA: "needs data: --fix --unsafe-fixes --data LOADER",
+    Safety.ADVICE: "by hand",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
@@ -101,6 +114,7 @@ class AuditReport:
         digest: Fingerprint of what was audited (names, shapes and dtypes), for baselines.
         ignored: How many findings were left out on the user's word (per-module ignores, baseline).
         sources: Where each module's class is defined: path → ``(file, line)``, for SARIF.
+        modules: Path of every module that is known.
     """
 
     findings: tuple[Finding, ...]
@@ -114,6 +128,7 @@ class AuditReport:
     digest: str = ""
     ignored: int = 0
     sources: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    modules: tuple[str, ...] = field(default=(), repr=False)
     _fixer: Callable[[AuditReport, bool], Result] | None = field(
         default=None, repr=False, compare=False
     )

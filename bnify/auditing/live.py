@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import linecache
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,16 +12,20 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnify.auditing.state import EPS, NormState, Vector
-from bnify.capture import Captured, record, record_example
+from bnify.borrow import evaluating, fused_attention, seeded, sharing_copy
+from bnify.capture import Captured, record_example
 from bnify.errors import BnifyError
 from bnify.folding.arguments import arguments
 from bnify.folding.draft import Draft
 from bnify.folding.engine import Folded, fold_graph
 from bnify.folding.options import FoldOptions
-from bnify.folding.sources import Source, find_sources
+from bnify.folding.sources import BATCH_NORMS, Source, find_sources
+from bnify.layers import without_synchronisation
 from bnify.reason import Reason
 from bnify.structure import Call
 
@@ -119,12 +125,15 @@ class Live:
     captured: Captured | None = None
     why_not: str = ""
     _folded: Folded | None = field(default=None, repr=False)
+    _places: dict[type, tuple[str, int] | None] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module, call: Call | None) -> Live:
         """Record one forward pass, where there are inputs and the model runs."""
         live = cls(model, call)
-        if call is not None:
+        if live.lazy:
+            live.why_not = "the model is lazy: run it once first"
+        elif call is not None:
             try:
                 live.captured = record_example(model, call, borrow=True)
             except BnifyError as error:
@@ -139,6 +148,17 @@ class Live:
         return dict(self.model.named_modules())
 
     @cached_property
+    def lazy(self) -> dict[str, tuple[str, ...]]:
+        """Modules with tensors that have no shape yet, and the names of those."""
+        found = {}
+        for path, module in self.modules.items():
+            tensors = (*module._parameters.items(), *module._buffers.items())
+            names = tuple(n for n, t in tensors if t is not None and nn.parameter.is_lazy(t))
+            if names:
+                found[path] = names
+        return found
+
+    @cached_property
     def norms(self) -> tuple[NormModule, ...]:
         """Norm modules with statistics over the batch, in the order of registration."""
         return tuple(_norm_modules(self.modules))
@@ -151,7 +171,8 @@ class Live:
             if not norm.tracked or any(_is_lazy(t) for t in _tensors(module)):
                 continue
             seen.update(id(t) for t in (module.running_mean, module.running_var))
-            yield _state(norm)
+            if 0 < module.running_mean.numel() == module.running_var.numel():
+                yield _state(norm)
         for use in self.uses:
             tensors = use.source.tensors
             if use.of_weight or not {"mean", "var"} <= set(tensors) or self.draft is None:
@@ -198,20 +219,36 @@ class Live:
             self._folded = fold_graph(self.captured, FoldOptions())
         return self._folded
 
-    @cached_property
-    def single(self) -> Captured | None:
-        """The same pass at batch 1; None where the model does not take it."""
-        if self.call is None or self.call.batch is None:
-            return None
-        try:
-            return record(self.model, self.call.resized(1), borrow=True)
-        except BnifyError:
-            return None
+    def values_alone(self) -> dict[str, int]:
+        """Values a channel of each batch norm at batch size 1, by its name; the least of its calls.
 
-    @cached_property
-    def uses_alone(self) -> tuple[NormUse, ...]:
-        """Every norm that ran at batch 1."""
-        return () if self.single is None else Live(self.model, None, self.single).uses
+        Empty where the model does not take one sample, or runs other norms then. Its size is not
+        divided by the batch: tokens may be flattened into that.
+        """
+        if self.call is None or self.call.batch is None:
+            return {}
+        norms = [use for use in self.uses if use.kind == "batch"]
+        shapes = _NormShapes()
+        model = without_synchronisation(sharing_copy(self.model))
+        try:
+            with (
+                torch.no_grad(),
+                seeded(0),
+                evaluating(model),
+                fused_attention(enabled=False),
+                shapes,
+            ):
+                self.call.resized(1).clone()(model)
+        except Exception:  # forward() is user code, which need not take a single sample
+            return {}
+        if len(shapes.seen) != len(norms):
+            return {}
+        values: dict[str, int] = {}
+        for use, shape in zip(norms, shapes.seen, strict=True):
+            if not use.of_weight and len(shape) > 1:
+                count = prod(shape) // max(shape[1], 1)
+                values[use.layer] = min(count, values.get(use.layer, count))
+        return values
 
     def owner(self, use: NormUse) -> nn.Module | None:
         """The module that owns the tensors of a norm."""
@@ -224,10 +261,32 @@ class Live:
         while True:
             module = self.modules.get(path)
             kind = type(module) if module is not None else type(self.model)
-            found = _defined_at(kind)
+            if kind not in self._places:
+                self._places[kind] = _defined_at(kind)
+            found = self._places[kind]
             if found is not None or not path:
                 return found
             path = path.rpartition(".")[0]
+
+
+class _NormShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The shapes that batch norms get, in the order of execution."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[tuple[int, ...]] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see Recorder: the wrapper costs an import of torch._dynamo
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        if func._schema.name.removeprefix("aten::") in BATCH_NORMS:
+            self.seen.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
 
 
 def _norm_modules(modules: dict[str, nn.Module]) -> Iterator[NormModule]:
@@ -254,13 +313,12 @@ def _state(norm: NormModule) -> NormState:
     module = norm.module
     counter = getattr(module, "num_batches_tracked", None)
     momentum = getattr(module, "momentum", None)
-    weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
     return NormState(
         path=norm.path,
         mean=_vector(module.running_mean),
         var=_vector(module.running_var),
-        weight=_vector(weight) if isinstance(weight, Tensor) else None,
-        bias=_vector(bias) if isinstance(bias, Tensor) else None,
+        weight=_affine(module, "weight"),
+        bias=_affine(module, "bias"),
         batches=int(counter) if isinstance(counter, Tensor) and counter.numel() == 1 else None,
         dtype=str(module.running_var.dtype).removeprefix("torch."),
         eps=float(getattr(module, "eps", EPS)),
@@ -268,6 +326,14 @@ def _state(norm: NormModule) -> NormState:
         frozen=norm.frozen,
         training=module.training,
     )
+
+
+def _affine(module: Any, name: str) -> Vector | None:
+    """γ or β; the weight of a look-alike that is a layer as well is no γ."""
+    tensor = getattr(module, name, None)
+    if not isinstance(tensor, Tensor) or tensor.numel() != module.running_mean.numel():
+        return None
+    return _vector(tensor)
 
 
 def _vector(tensor: Tensor) -> Vector:
@@ -282,6 +348,9 @@ def _defined_at(kind: type) -> tuple[str, int] | None:
         file = inspect.getsourcefile(kind)
         if file is None or not Path(file).is_file():
             return None
-        return file, inspect.getsourcelines(kind)[1]
+        # inspect parses the whole file for one class: 10 ms in a file of timm's.
+        start = re.compile(rf"\s*class {re.escape(kind.__name__)}\b")
+        lines = [i for i, line in enumerate(linecache.getlines(file), 1) if start.match(line)]
+        return file, lines[0] if len(lines) == 1 else inspect.findsource(kind)[1] + 1
     except (OSError, TypeError):
         return None

@@ -63,6 +63,13 @@ class Rule(ABC):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """The findings, in the order of execution or of the file."""
 
+    def unmet(self, subject: Subject) -> str:  # noqa: ARG002 - for rules that need more
+        """What is missing of an input that is there; empty if nothing is.
+
+        Such a rule is reported as not checked, instead of being run.
+        """
+        return ""
+
     def finding(
         self,
         module: str,

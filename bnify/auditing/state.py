@@ -15,6 +15,8 @@ Vector: TypeAlias = NDArray[np.float64]
 
 EPS = 1e-5
 MOMENTUM = 0.1
+#: A γ that spreads no more than this may be as it was drawn.
+DRAWN = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,6 +35,7 @@ class NormState:
         momentum: PyTorch's, the weight of the new batch; None for a cumulative average.
         frozen: A look-alike whose statistics are constants (FrozenBatchNorm2d).
         training: Whether its module is in train mode; None where there is no module.
+        part: Which of several models in one file it belongs to; medians are taken within one.
     """
 
     path: str
@@ -46,6 +49,7 @@ class NormState:
     momentum: float | None = MOMENTUM
     frozen: bool = False
     training: bool | None = None
+    part: str = ""
 
     @property
     def channels(self) -> int:
@@ -59,9 +63,14 @@ class NormState:
 
     @property
     def moved(self) -> bool:
-        """Whether its γ or β are not as initialised: constant 1 (or 0, by design) and 0."""
-        scale = self.weight is not None and not np.all(self.weight == self.weight.flat[0])
-        return scale or (self.bias is not None and bool(np.any(self.bias != 0)))
+        """Whether γ or β look trained: β is not 0, or γ is more than drawn around a constant.
+
+        Some networks draw γ at the start, from N(1, 0.02²) as DCGAN does, or set it to 0 in places.
+        """
+        if self.bias is not None and bool(np.any(self.bias != 0)):
+            return True
+        with np.errstate(all="ignore"):  # BN101 tells of what is not finite
+            return self.weight is not None and float(np.std(self.weight)) > DRAWN
 
     @property
     def finite(self) -> bool:

@@ -54,3 +54,11 @@ class Subject:
     def trained(self) -> tuple[NormState, ...]:
         """Norms whose running statistics are not as initialised."""
         return tuple(norm for norm in self.norms if not norm.fresh)
+
+    @property
+    def parts(self) -> tuple[tuple[NormState, ...], ...]:
+        """The norms of each model in the file; one group where there is one model."""
+        groups: dict[str, list[NormState]] = {}
+        for norm in self.norms:
+            groups.setdefault(norm.part, []).append(norm)
+        return tuple(tuple(group) for group in groups.values())

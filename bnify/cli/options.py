@@ -17,6 +17,32 @@ class Form(StrEnum):
     MD = "md"
 
 
+class AuditForm(StrEnum):
+    """Values of ``--format`` of ``bnify audit``."""
+
+    RICH = "rich"
+    CONCISE = "concise"
+    JSON = "json"
+    SARIF = "sarif"
+    GITHUB = "github"
+    MD = "md"
+
+
+class FailOn(StrEnum):
+    """Values of ``--fail-on``; a test holds them to :class:`bnify.auditing.finding.Severity`."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+class Precision(StrEnum):
+    """Values of ``--target``."""
+
+    INT8 = "int8"
+    FP16 = "fp16"
+
+
 class Color(StrEnum):
     """Values of ``--color``."""
 
@@ -62,6 +88,8 @@ class Emit(StrEnum):
 MODEL = "The model"
 INPUTS = "Inputs"
 NORMS = "Norms"
+RULES = "Rules"
+FIXES = "Fixes"
 FOLDING = "Folding"
 OUTPUT = "Output"
 CHECKS = "Verification"

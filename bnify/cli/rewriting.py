@@ -285,10 +285,10 @@ _PLAIN: Final = {"norm": "batch", "position": "before-act", "emit": "module"}
 def _shown(request: Request, result: Result) -> dict[str, str]:
     """The code and the difference that were asked for."""
     shown = {"code": _rewritten_forward(result)} if request.print_code else {}
-    return shown | ({"diff": _tree_difference(result)} if request.diff else {})
+    return shown | ({"diff": tree_difference(result)} if request.diff else {})
 
 
-def _tree_difference(result: Result) -> str:
+def tree_difference(result: Result) -> str:
     """The module tree before and after, as a unified diff."""
     from torch import nn
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 import bnify
-from bnify.cli import doctor, export, fold, insert, verify
+from bnify.cli import audit, doctor, explain, export, fold, insert, verify
 from bnify.cli.grouped import GroupedCommand
 from bnify.cli.options import Form
 from bnify.cli.streams import Streams, wants_color
@@ -22,15 +22,19 @@ from bnify.errors import BnifyError, UsageError
 VERBS: Final[tuple[Callable[..., Any], ...]] = (
     insert.insert,
     fold.fold,
+    audit.audit,
     export.export,
     verify.verify,
+    explain.explain,
     doctor.doctor,
 )
 SHORT: Final = {
     "insert": "Put norms into a model, where they belong.",
     "fold": "Fold trained norms into weights.",
+    "audit": "Find what is wrong with norms.",
     "export": "Write a model as a verified ONNX file.",
     "verify": "Judge one model or file by another.",
+    "explain": "Explain a rule of the audit.",
     "doctor": "Show what is installed and what is missing.",
 }
 INTERRUPTED: Final = 130

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
-    """How a SPEC is to be turned into a model; fields are the options' names."""
+    """How a SPEC is to be turned into a model; fields are the options' names.
+
+    ``as_found`` is no option: an audit takes running statistics that a checkpoint lacks, and
+    values that are not finite, as they are, to report them.
+    """
 
     spec: str
     weights: Path | None = None
@@ -32,6 +36,7 @@ class ModelOptions:
     pretrained: bool = False
     allow_download: bool = False
     seed: int = 0
+    as_found: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +103,7 @@ def load_source(options: ModelOptions, session: Session) -> Source:
                 allow_unexpected=options.allow_unexpected,
                 trust_globals=options.trust_global,
                 unsafe_pickle=options.unsafe_pickle,
+                as_found=options.as_found,
             )
         for note in report.notes:
             session.note(note)
@@ -154,6 +160,16 @@ def load_inputs(options: InputOptions, *, model: nn.Module | None, own: Call | N
         UsageError: There are none, or they are given twice or malformed.
         SpecError: The file cannot be read.
     """
+    call = find_inputs(options, model=model, own=own)
+    if call is None:
+        raise UsageError(
+            "no example inputs", hint="say what forward() takes, for example --input 2,3,224,224"
+        )
+    return call
+
+
+def find_inputs(options: InputOptions, *, model: nn.Module | None, own: Call | None) -> Call | None:
+    """As :func:`load_inputs`; None where there are no inputs."""
     from bnify import spec
 
     if options.input and options.input_file is not None:
@@ -166,9 +182,7 @@ def load_inputs(options: InputOptions, *, model: nn.Module | None, own: Call | N
         return own
     if options.data is not None and model is not None:
         return _first_batch(options, model)
-    raise UsageError(
-        "no example inputs", hint="say what forward() takes, for example --input 2,3,224,224"
-    )
+    return None
 
 
 def load_batches(options: InputOptions) -> Iterable[Any] | None:
@@ -186,29 +200,13 @@ def _first_batch(options: InputOptions, model: nn.Module) -> Call:
     Raises:
         SpecError: The batch is nothing that forward takes.
     """
-    import inspect
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
     from bnify.spec.usercode import a_type
-    from bnify.structure import Call
+    from bnify.structure import first_call
 
     batch = next(iter(load_batches(options) or ()))
-    parameters = inspect.signature(model.forward).parameters
-    needed = [
-        p
-        for p in parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    if isinstance(batch, Tensor):
-        return Call((batch,))
-    if isinstance(batch, Mapping):
-        accepted = {key: value for key, value in batch.items() if key in parameters}
-        if accepted:
-            return Call((), accepted)
-    if isinstance(batch, (list, tuple)) and len(batch) >= max(len(needed), 1):
-        return Call(tuple(batch[: max(len(needed), 1)]))
+    call = first_call(batch, model)
+    if call is not None:
+        return call
     raise SpecError(
         f"the first batch of {options.data} is {a_type(batch)} that forward() cannot take",
         hint="give the example inputs with --input",

@@ -75,6 +75,19 @@ class Paragraph:
 
 
 @dataclass(frozen=True, slots=True)
+class Prose:
+    """Paragraphs, a line each; names from code stand in double backticks, code is indented by 4.
+
+    Attributes:
+        title: A heading, or empty.
+        text: The paragraphs; ``- `` begins an item of a list.
+    """
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Names and values, one pair a line."""
 
@@ -91,7 +104,7 @@ class Code:
     text: str
 
 
-Block: TypeAlias = "Table | Items | Verdict | Paragraph | Facts | Code"
+Block: TypeAlias = "Table | Items | Verdict | Paragraph | Prose | Facts | Code"
 
 
 @dataclass(frozen=True, slots=True)

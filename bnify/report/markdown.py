@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import groupby
 
 from bnify.report.document import (
     Block,
@@ -12,6 +13,7 @@ from bnify.report.document import (
     Facts,
     Items,
     Paragraph,
+    Prose,
     Table,
     Verdict,
 )
@@ -30,6 +32,9 @@ def _block(block: Block) -> str:
             return _escaped(text)
         case Verdict(mark, text):
             return f"**{mark.value}** {_escaped(text)}"
+        case Prose(title, text):
+            heading = f"## {_escaped(title)}\n\n" if title else ""
+            return heading + _prose(text)
         case Items(title, items):
             return "\n".join([f"## {_escaped(title)}\n", *(f"- {_escaped(i)}" for i in items)])
         case Facts(title, pairs):
@@ -41,6 +46,24 @@ def _block(block: Block) -> str:
             return f"## {_escaped(title)}\n\n{fence}{language}\n{body}\n{fence}"
         case Table():
             return _table(block)
+
+
+def _prose(text: str) -> str:
+    """Paragraphs with inline code; indented lines become a block of code."""
+    parts: list[str] = []
+    for is_code, lines in groupby(text.split("\n"), key=lambda line: line.startswith("    ")):
+        if is_code:
+            body = "\n".join(clean(line.removeprefix("    ")) for line in lines)
+            parts.append(f"{_fence(body)}python\n{body}\n{_fence(body)}")
+        else:
+            parts += [_spans(line) for line in lines]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).strip("\n")
+
+
+def _spans(line: str) -> str:
+    """A paragraph in which ``names`` are code."""
+    pieces = re.split(r"``(.+?)``", line)
+    return "".join(_code(p) if i % 2 else _escaped(p) for i, p in enumerate(pieces))
 
 
 def _table(table: Table) -> str:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from bnify.auditing.finding import AuditReport
 from bnify.errors import BnifyError
 from bnify.report import json
+from bnify.report.audited import render_audit
 from bnify.report.content import export_document, result_document, verification_document
 from bnify.report.diagnosis import doctor_document
 from bnify.report.document import Code, Document
@@ -52,8 +54,10 @@ def render(
     """A result as text.
 
     Args:
-        result: A Result, an Export, a Verification, or what ``bnify doctor`` found (a dict).
-        fmt: ``"rich"`` for a terminal, ``"json"`` or ``"md"``.
+        result: A Result, an Export, a Verification, an AuditReport, or what ``bnify doctor`` found
+            (a dict).
+        fmt: ``"rich"`` for a terminal, ``"json"`` or ``"md"``; for an AuditReport also
+            ``"concise"``, ``"sarif"`` or ``"github"``.
         width: Columns for ``rich``; None means 80.
         color: ANSI colours for ``rich``.
         encoding: Of the output: ``rich`` falls back to ASCII where it must.
@@ -64,6 +68,10 @@ def render(
         dry_run: Nothing was written or verified on purpose.
         shown: Code to show, ``{"code": forward, "diff": module tree}``.
     """
+    if isinstance(result, AuditReport):
+        return render_audit(
+            result, fmt, width=width, color=color, encoding=encoding, environment=environment
+        )
     form = Format(fmt)
     if form is Format.JSON:
         return dumps(_data(result, target, files, export, environment, dry_run, dict(shown or {})))

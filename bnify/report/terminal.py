@@ -23,6 +23,7 @@ from bnify.report.document import (
     Items,
     Mark,
     Paragraph,
+    Prose,
     Table,
     Verdict,
 )
@@ -45,7 +46,14 @@ _MARK_STYLES: Final = {
     Mark.NONE: "bold yellow",
     Mark.UNDECIDED: "bold yellow",
 }
-_WORD_STYLES: Final = {"pass": "green", "FAIL": "bold red", "undecided": "yellow"}
+_WORD_STYLES: Final = {
+    "pass": "green",
+    "FAIL": "bold red",
+    "undecided": "yellow",
+    "error": "bold red",
+    "warning": "yellow",
+    "info": "cyan",
+}
 
 
 def to_terminal(document: Document, *, width: int, color: bool, encoding: str) -> str:
@@ -97,6 +105,12 @@ def clean(text: str) -> str:
     )
 
 
+def fitted(text: str, encoding: str) -> str:
+    """Text without control characters, and without what the encoding lacks."""
+    text = _plain(text, not encodes(text, encoding))
+    return text if encodes(text, encoding) else text.encode(encoding, "replace").decode(encoding)
+
+
 def _plain(text: str, ascii_only: bool) -> str:
     text = clean(text)
     return text.translate(_ASCII_CHARACTERS).replace("�", "?") if ascii_only else text
@@ -109,6 +123,9 @@ def _parts(block: Block, ascii_only: bool, width: int) -> list[RenderableType]:
         case Verdict(mark, text):
             line = Text(mark.value, style=_MARK_STYLES[mark])
             return [line.append(f"  {_plain(text, ascii_only)}", style="default")]
+        case Prose(title, text):
+            paragraphs = [_prose(_plain(line, ascii_only)) for line in text.split("\n")]
+            return [_heading(title, ascii_only), *paragraphs] if title else paragraphs
         case Items(title, items):
             lines: list[RenderableType] = [_heading(title, ascii_only)]
             lines += [_item(_plain(item, ascii_only)) for item in items]
@@ -132,6 +149,14 @@ def _parts(block: Block, ascii_only: bool, width: int) -> list[RenderableType]:
 
 def _heading(title: str, ascii_only: bool) -> Text:
     return Text(_plain(title, ascii_only), style="bold cyan")
+
+
+def _prose(line: str) -> RenderableType:
+    """A paragraph, an item or a line of code; code keeps its indentation."""
+    body = line.lstrip()
+    if body.startswith("- ") and line == body:
+        return _item(body[2:].replace("``", "`"))
+    return Padding(Text(body.replace("``", "`")), (0, 0, 0, 2 + len(line) - len(body)))
 
 
 def _item(text: str) -> RenderableType:

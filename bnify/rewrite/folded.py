@@ -16,6 +16,7 @@ from bnify.borrow import copy_model, own_generated_class
 from bnify.capture import Captured, tensor_at
 from bnify.changes import Change, Changes
 from bnify.errors import PlanError, SpecError
+from bnify.frozen import keep_in_eval
 
 
 def fold_tree(model: nn.Module, changes: Changes, *, shared: bool = False) -> nn.Module:
@@ -311,6 +312,20 @@ def _clone(model: nn.Module, change: Change) -> None:
     setattr(model.get_submodule(parent), leaf, copy_model(model.get_submodule(change.path)))
 
 
+def _set(model: nn.Module, change: Change) -> None:
+    module = model.get_submodule(change.path)
+    for name, value in change.values.items():
+        setattr(module, name, value)
+
+
+def _float(model: nn.Module, change: Change) -> None:
+    model.get_submodule(change.path).float()
+
+
+def _keep_in_eval(model: nn.Module, change: Change) -> None:
+    keep_in_eval(model.get_submodule(change.path))
+
+
 _REPLACEMENTS = {
     "identity": _identity,
     "children": _children,
@@ -325,4 +340,7 @@ _CHANGES = {
     "none": _none,
     "constant": _constant,
     "weight": _weight,
+    "set": _set,
+    "float": _float,
+    "keep-eval": _keep_in_eval,
 }

@@ -8,7 +8,26 @@ from typing import Any
 
 from bnify.errors import WeightsError
 from bnify.spec.checkpoint import Checkpoint, find_state_dicts
+from bnify.spec.formats import printable
 from bnify.spec.usercode import a_type
+
+
+def state_dicts(
+    checkpoint: Checkpoint, key: str | None, path: Path
+) -> dict[str, Mapping[str, Any]]:
+    """The state dicts in the file, or under a dotted key, by their dotted keys from there.
+
+    Raises:
+        WeightsError: There is none.
+    """
+    tree = checkpoint.content if key is None else _descend(checkpoint.content, key, path)
+    found = find_state_dicts(tree)
+    if not found:
+        where = f" under {key!r}" if key else ""
+        raise WeightsError(
+            f"{path} holds no weights{where}: {_contents(tree)}", hint=_key_hint(checkpoint, key)
+        )
+    return found
 
 
 def choose(
@@ -19,13 +38,7 @@ def choose(
     Raises:
         WeightsError: There is none, or there are several.
     """
-    tree = checkpoint.content if key is None else _descend(checkpoint.content, key, path)
-    found = find_state_dicts(tree)
-    if not found:
-        where = f" under {key!r}" if key else ""
-        raise WeightsError(
-            f"{path} holds no weights{where}: {_contents(tree)}", hint=_key_hint(checkpoint, key)
-        )
+    found = state_dicts(checkpoint, key, path)
     # A generator and its discriminator in one file: only one has names that the model knows.
     fitting = {
         at: state for at, state in found.items() if fit(strip_prefix(state, wanted)[1], wanted)
@@ -49,7 +62,7 @@ def _descend(tree: Any, key: str, path: Path) -> Any:
         entries = {str(k): v for k, v in node.items()} if isinstance(node, Mapping) else {}
         matching = [k for k in entries if rest == k or rest.startswith(f"{k}.")]
         if not matching:
-            names = ", ".join(list(entries)[:10]) or _contents(tree)
+            names = ", ".join(printable(name) for name in list(entries)[:10]) or _contents(tree)
             found = find_state_dicts(content)
             raise WeightsError(
                 f"{path} has nothing under {key!r}: there is {names}",
@@ -62,13 +75,16 @@ def _descend(tree: Any, key: str, path: Path) -> Any:
 
 def _keys(places: Mapping[str, Any]) -> str:
     """The keys that there are, as an option."""
-    keys = [key for key in places if key]
+    keys = [printable(key) for key in places if key]
     return f"--weights-key {'one of ' * (len(keys) > 1)}{', '.join(keys[:5])}" if keys else ""
 
 
 def _contents(tree: Any) -> str:
     if isinstance(tree, Mapping):
-        entries = [f"{name} ({type(value).__name__})" for name, value in list(tree.items())[:10]]
+        entries = [
+            f"{printable(str(name))} ({type(value).__name__})"
+            for name, value in list(tree.items())[:10]
+        ]
         return f"a dict of {', '.join(entries)}" if entries else "an empty dict"
     return a_type(tree)
 

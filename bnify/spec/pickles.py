@@ -6,7 +6,9 @@ import importlib
 import pickle
 import pickletools
 import struct
+import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,24 +16,33 @@ from typing import Any
 import torch
 
 from bnify.errors import WeightsError
+from bnify.spec.formats import printable
 
 
 def wanted_globals(path: Path, allowed: Sequence[str]) -> list[str]:
     """The globals that a pickle uses beyond those that weights need; read, never imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of escapes in damaged strings
+        return _wanted_globals(path, allowed)
+
+
+def _wanted_globals(path: Path, allowed: Sequence[str]) -> list[str]:
     try:
         wanted = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except (pickle.UnpicklingError, EOFError, ValueError, RuntimeError, OSError, struct.error):
-        # No zip of torch's, or a pickle protocol that torch does not disassemble.
+    except Exception:  # no zip of torch's, a protocol it does not disassemble, or damaged bytes
         wanted = {name for name in _globals_in(_pickle_bytes(path)) if not _is_weights_own(name)}
     return sorted(wanted - set(allowed))
 
 
 def _pickle_bytes(path: Path) -> bytes:
-    if not zipfile.is_zipfile(path):
-        return path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        name = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
-        return archive.read(name) if name is not None else b""
+    try:
+        if not zipfile.is_zipfile(path):
+            return path.read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            name = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
+            return archive.read(name) if name is not None else b""
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError):
+        return b""  # damaged, or encrypted
 
 
 def _globals_in(data: bytes) -> set[str]:
@@ -55,7 +66,7 @@ def _globals_in(data: bytes) -> set[str]:
                     strings.append(str(argument))
                 if code.name == "STOP":
                     position += (at or 0) + 1
-    except (ValueError, IndexError, UnicodeDecodeError, struct.error):
+    except (ValueError, LookupError, ArithmeticError, struct.error, MemoryError):
         pass  # what follows the pickles is raw tensor data, or the file is cut short
     return names
 
@@ -72,6 +83,7 @@ def refused(
     path: Path, wanted: Sequence[str], allowed: Sequence[str], error: Exception
 ) -> WeightsError:
     """The refusal of a pickle that wants more than weights: what it wants, and what to do."""
+    wanted = [printable(name) for name in wanted]
     listed = ", ".join(wanted)
     if any(name.startswith("torch.nn.modules.") for name in wanted):
         return WeightsError(

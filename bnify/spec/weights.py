@@ -55,6 +55,7 @@ def load_weights(
     allow_unexpected: Sequence[str] = (),
     trust_globals: Sequence[str] = (),
     unsafe_pickle: bool = False,
+    as_found: bool = False,
 ) -> WeightsReport:
     """Load a checkpoint into the model; on failure the model is as it was.
 
@@ -68,6 +69,8 @@ def load_weights(
             left out if both lists allow its name.
         trust_globals: Full names of classes and functions that a pickle may use.
         unsafe_pickle: Run the pickle, whatever it does.
+        as_found: Take running statistics that the file lacks, and values that are not finite, as
+            they are: an audit is there to find them.
 
     Raises:
         WeightsError: The file cannot be read, wants more than weights, does not fit the model,
@@ -104,12 +107,16 @@ def load_weights(
         bad_missing = [
             name
             for name in missing
-            if name not in tied and not _counter(name) and not _allowed(name, allow_missing)
+            if name not in tied
+            and not _counter(name)
+            and not _allowed(name, allow_missing)
+            and not (as_found and _statistic(name))
         ]
         bad_unexpected = [n for n in unexpected if not _allowed(n, allow_unexpected)]
         if bad_missing or bad_unexpected:
             raise _misfit(path, model, bad_missing, bad_unexpected, [], state, wanted)
-        _refuse_nonfinite(model, set(missing) - set(tied) | skipped, path)
+        if not as_found:
+            _refuse_nonfinite(model, set(missing) - set(tied) | skipped, path)
     except WeightsError:
         model.load_state_dict(before, strict=False)
         raise
@@ -119,6 +126,8 @@ def load_weights(
         notes.append(f"the file has no {_COUNTER}, as before torch 0.4: {_listed(counters)}")
     notes += _dtype_notes(state, wanted)
     kept = [name for name in missing if name not in tied and not _counter(name)]
+    if as_found:
+        kept = [name for name in kept if not _statistic(name)]
     if kept:
         notes.append(
             f"{len(kept)} {_plural(kept, 'tensor')} of the model left at the initial values, "

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from bnify.cli.run import run
 
@@ -68,6 +71,42 @@ def loader():
         yield torch.randn(64, 4, generator=generator) * 3 + 1, torch.zeros(64)
 '''
 
+NORMED = '''
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    """A redundant bias, a momentum as TensorFlow has it, and norms in two places."""
+
+    def __init__(self, momentum=0.99):
+        super().__init__()
+        print("user: building")
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4, momentum=momentum)
+        self.head = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4))
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x):
+        print("user: running")
+        x = self.head(torch.relu(self.bn(self.conv(x))))
+        return self.fc(torch.relu(x).mean((2, 3)))
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def loader():
+    for seed in range(20):
+        yield torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(seed)), torch.zeros(8)
+'''
+
 
 class Ran(NamedTuple):
     """What a command left behind."""
@@ -98,3 +137,21 @@ def cli(user, capfd) -> Callable[..., Ran]:
         return Ran(code, *capfd.readouterr())
 
     return call
+
+
+@pytest.fixture
+def net(user):
+    """``normed.py`` and ``good.safetensors`` in the current folder; gives the state dict."""
+    (user / "normed.py").write_text(NORMED)
+    namespace: dict = {}
+    exec(NORMED, namespace)
+    model = namespace["Net"]()
+    generator = torch.Generator().manual_seed(0)
+    for norm in (model.bn, model.head[1]):
+        nn.init.uniform_(norm.weight, 0.5, 2.0, generator=generator)
+        norm.running_mean.normal_(generator=generator)
+        norm.running_var.uniform_(0.5, 2.0, generator=generator)
+        norm.num_batches_tracked.fill_(1000)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file(state, user / "good.safetensors")
+    return state

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bnify.cli.config import Config, read_config
+from bnify.cli.config import AuditConfig, Config, read_config
 from bnify.errors import UsageError
 
 
@@ -48,6 +48,49 @@ def test_what_a_file_may_not_say(tmp_path, line, message):
         _config(tmp_path, f"[tool.bnify]\n{line}\n")
     with pytest.raises(UsageError, match="no table"):
         _config(tmp_path, "[tool]\nbnify = 3\n")
+
+
+def test_the_audit_has_a_table_of_its_own(tmp_path):
+    text = """
+[tool.bnify.audit]
+select = ["BN1"]
+ignore = []
+extend-select = ["BN209"]
+fail-on = "warning"
+baseline = "norms.json"
+
+[tool.bnify.audit.per-module-ignores]
+"backbone.*" = ["BN301", "BN2"]
+"""
+    assert _config(tmp_path, text).audit == AuditConfig(
+        select=("BN1",),
+        ignore=(),
+        extend_select=("BN209",),
+        fail_on="warning",
+        baseline="norms.json",
+        per_module_ignores={"backbone.*": ("BN301", "BN2")},
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("select = 'BN1'", "not a list of texts"),
+        ("ignore = [1]", "not a list of texts"),
+        ("fail-on = 'never'", "no severity"),
+        ("fail-on = 3", "not a text"),
+        ("baseline = ['a']", "not a text"),
+        ("per-module-ignores = ['a']", "no table"),
+        ("per-module-ignores = {a = 'BN1'}", "not a list of texts"),
+        ("selct = []", "no 'selct'"),
+        ("unsafe-pickle = true", "cannot be set in a file"),
+    ],
+)
+def test_what_the_table_of_the_audit_may_not_say(tmp_path, line, message):
+    with pytest.raises(UsageError, match=message):
+        _config(tmp_path, f"[tool.bnify.audit]\n{line}\n")
+    with pytest.raises(UsageError, match="no table"):
+        _config(tmp_path, "[tool.bnify]\naudit = 3\n")
 
 
 def test_the_flag_wins_over_the_file(cli, user):

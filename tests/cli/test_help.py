@@ -7,11 +7,13 @@ import re
 import pytest
 
 import bnify
+from bnify.auditing.finding import Severity
 from bnify.cli import options
 from bnify.cli.run import VERBS
 from bnify.folding.options import EMITS
 from bnify.insertion.options import INITS, POSITIONS
 from bnify.norms import KINDS
+from bnify.report.audited import AuditFormat
 
 COLD = """
 import sys
@@ -28,7 +30,7 @@ print("imported:", heavy, "code:", code, file=sys.stderr)
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["insert", "--help"], ["verify", "-h"]]
+    "words", [["--help"], ["--version"], ["insert", "--help"], ["audit", "-h"], ["explain", "-h"]]
 )
 def test_help_and_version_import_nothing_heavy(run_python, words):
     ran = run_python("-c", COLD.format(words=words))
@@ -44,7 +46,7 @@ def test_help_lists_the_verbs_that_work_and_no_other(cli):
     text = cli("--help").stdout
     commands = text.partition("Commands:")[2]
     assert re.findall(r"^  ([a-z]+) {2,}\S", commands, re.MULTILINE) == [v.__name__ for v in VERBS]
-    for verb in ("audit", "calibrate", "compare", "explain"):
+    for verb in ("calibrate", "compare"):
         assert verb not in commands
         ran = cli(verb, "x")
         assert ran.code == 2
@@ -119,11 +121,26 @@ def test_export_has_the_options_of_the_python_function(cli):
     assert "--no-dynamic-batch" in text
 
 
+def test_audit_has_the_options_of_the_python_function(cli):
+    import inspect
+
+    from bnify.audits import audit
+
+    text = cli("audit", "--help").stdout
+    python_only = {"target", "inputs", "optimizer", "loader", "name", "checkpoint"}
+    renamed = {"precision": "target"}
+    for name in set(inspect.signature(audit).parameters) - python_only:
+        assert f"--{renamed.get(name, name).replace('_', '-')} " in text, name
+    assert "--unsafe-fixes" in text
+
+
 def test_choices_are_those_of_the_library():
     assert tuple(options.Norm) == KINDS
     assert tuple(options.Position) == POSITIONS
     assert tuple(options.Init) == INITS
     assert tuple(options.Emit) == EMITS
+    assert tuple(options.FailOn) == tuple(Severity)
+    assert tuple(options.AuditForm) == tuple(AuditFormat)
 
 
 def test_python_dash_m_works(run_cli):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bnify.auditing.finding import Finding, Safety, Severity
+from bnify.auditing.proved import with_proof
 from bnify.auditing.rule import Need, Rule, needs
 from bnify.auditing.subject import Subject
 
@@ -67,10 +68,11 @@ class NonfiniteStatistics(Rule):
             parts = [f"{name} is not finite in {n}" for name, n in bad.items()]
             parts += [f"running_var is negative in {negative}"] if negative else []
             beyond = {"weight", "bias"} & set(bad)
-            yield self.finding(
+            found = self.finding(
                 norm.path,
                 f"{', '.join(parts)} of {norm.channels} channels",
                 {"nonfinite": bad, "negative_variance": negative, "channels": norm.channels},
                 fix="load a checkpoint from before it diverged" if beyond else None,
                 safety=Safety.ADVICE if beyond else None,
             )
+            yield found if beyond else with_proof(found, subject)

@@ -1,0 +1,276 @@
+"""What reaches each norm while a copy of the model runs, and norms put in train mode alone.
+
+A norm is known by its running mean (or by the module that calls it), never by the shape of its
+input: tokens flattened into the batch, functional norms and look-alikes are measured like others.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from bnify.auditing.owners import Norms, Written
+from bnify.borrow import fused_attention, seeded
+from bnify.calibrate import Pooled
+from bnify.structure import Call
+
+_NATIVE: Final = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum")
+_FUNCTIONAL: Final = ("input", "running_mean", "running_var", "weight", "bias", "training")
+
+
+@dataclass(slots=True)
+class PerInstance:
+    """Statistics of an instance norm: averages over samples, as its running statistics are.
+
+    Attributes:
+        count: Number of samples.
+        total_mean: Sum of the means of the samples, float64, shape (C,).
+        total_var: Sum of their unbiased variances, float64, shape (C,).
+    """
+
+    count: int
+    total_mean: Tensor
+    total_var: Tensor
+
+    @classmethod
+    def empty(cls, channels: int) -> PerInstance:
+        """Nothing seen yet."""
+        zeros = torch.zeros(channels, dtype=torch.float64)
+        return cls(0, zeros, zeros.clone())
+
+    def add(self, values: Tensor, axis: int) -> None:
+        """Add the values of one activation of shape (N, ..., C, ...)."""
+        rows = values.detach().movedim(axis, 1).flatten(2).double()
+        mean, deviations = rows.mean(2), (rows - rows.mean(2, keepdim=True)).square().sum(2)
+        self.total_mean = self.total_mean + mean.sum(0).cpu()
+        self.total_var = self.total_var + deviations.sum(0).cpu() / max(rows.shape[2] - 1, 1)
+        self.count += len(rows)
+
+    @property
+    def mean(self) -> Tensor:
+        """Average of the means."""
+        return self.total_mean / max(self.count, 1)
+
+    @property
+    def var(self) -> Tensor:
+        """Average of the variances."""
+        return self.total_var / max(self.count, 1)
+
+
+@dataclass(slots=True)
+class Seen:
+    """What reached one norm.
+
+    Attributes:
+        path: The norm's path.
+        instance: Whether it is an instance norm.
+        pooled: Statistics of its input.
+        sizes: Number of values that shared a channel, by call.
+    """
+
+    path: str
+    instance: bool
+    pooled: Pooled | PerInstance
+    sizes: list[int] = field(default_factory=list)
+
+
+class Probe(TorchFunctionMode):
+    """Pools the input of each norm that runs under it.
+
+    Args:
+        norms: Whose norms.
+        train: Normalize with the statistics of each batch, whatever mode the modules are in; no
+            running statistics are read or written.
+
+    Attributes:
+        found: What reached each norm, in the order of execution.
+    """
+
+    def __init__(self, norms: Norms, *, train: bool) -> None:
+        super().__init__()
+        self._norms = norms
+        self._train = train
+        self._inside: list[str] = []
+        self._order: dict[str, None] = {}
+        self._called: dict[str, Seen] = {}
+        self._hooked: dict[str, Seen] = {}
+        self._saved: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def found(self) -> dict[str, Seen]:
+        """A hook sees what a call inside it sees again: then the call counts."""
+        return {path: self._called.get(path) or self._hooked[path] for path in self._order}
+
+    # -- norms as one operator -------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one function; a norm is measured first."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name not in _NAMES:
+            return func(*args, **kwargs)
+        given = _bound(func, name, args, kwargs)
+        path = self._owner(given)
+        if path is None or not isinstance(given.get("input"), Tensor) or given["input"].ndim < 2:
+            return func(*args, **kwargs)
+        instance = name == "instance_norm"
+        count = self._add(self._called, path, given["input"], 1, instance=instance)
+        # One value has no variance; training refuses it, so nothing can be said of train mode.
+        if not self._train or path in self._norms.constant or count < 2:
+            return func(*args, **kwargs)
+        return _with_batch_statistics(name, given)
+
+    def _owner(self, given: dict[str, Any]) -> str | None:
+        for key in ("running_mean", "weight"):
+            path = self._norms.by_tensor.get(id(given.get(key)))
+            if path is not None:
+                return path
+        return self._inside[-1] if self._inside else None
+
+    def _add(
+        self, into: dict[str, Seen], path: str, values: Tensor, axis: int, *, instance: bool
+    ) -> int:
+        """Pool one activation; the number of values that share a channel in it."""
+        channels = values.shape[axis]
+        self._order.setdefault(path)
+        seen = into.get(path)
+        if seen is None:
+            kind: type[Pooled] | type[PerInstance] = PerInstance if instance else Pooled
+            seen = into[path] = Seen(path, instance, kind.empty(channels))
+        seen.pooled.add(values, axis)
+        shared = values.numel() // max(channels, 1)
+        seen.sizes.append(shared // max(values.shape[0], 1) if instance else shared)
+        return seen.sizes[-1]
+
+    # -- norms that are written out --------------------------------------------------------------
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """The hooks are on the modules of the copy."""
+        handles: list[Any] = []
+        try:
+            for norm in self._norms.modules:
+                handles.append(
+                    norm.module.register_forward_pre_hook(self._enter(norm), with_kwargs=True)
+                )
+                handles.append(
+                    norm.module.register_forward_hook(self._leave(norm), always_call=True)
+                )
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._inside.clear()
+
+    def _enter(self, norm: Written) -> Callable[..., None]:
+        own = type(norm.module).forward in _TORCH  # those always call a norm operator
+
+        def hook(module: Any, args: Any, kwargs: Any) -> None:
+            self._inside.append(norm.path)
+            value = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+            held = module._buffers.get("running_mean")
+            if own or value is None or held is None or norm.path in self._called:
+                return
+            axis = _channel_axis(value, held.numel())
+            if axis is None:
+                return
+            with torch._C.DisableTorchFunction():
+                count = self._add(self._hooked, norm.path, value, axis, instance=False)
+                if self._train and norm.path not in self._norms.constant and count >= 2:
+                    self._put_statistics(norm, value, axis)
+
+        return hook
+
+    def _put_statistics(self, norm: Written, value: Tensor, axis: int) -> None:
+        """Let the norm's own arithmetic read the statistics of this batch."""
+        rows = value.movedim(axis, -1).reshape(-1, value.shape[axis]).double()
+        var, mean = torch.var_mean(rows, 0, correction=0)
+        buffers = (norm.module.running_mean, norm.module.running_var)
+        self._saved.setdefault(norm.path, (buffers[0].clone(), buffers[1].clone()))
+        for buffer, statistic in zip(buffers, (mean, var), strict=True):
+            buffer.copy_(statistic.reshape(buffer.shape))
+
+    def _leave(self, norm: Written) -> Callable[..., None]:
+        def hook(module: Any, *_: Any) -> None:
+            if self._inside and self._inside[-1] == norm.path:
+                self._inside.pop()
+            for buffer, saved in zip(
+                (module._buffers.get("running_mean"), module._buffers.get("running_var")),
+                self._saved.pop(norm.path, ()),
+                strict=False,
+            ):
+                if buffer is not None:
+                    with torch._C.DisableTorchFunction():
+                        buffer.copy_(saved)
+
+        return hook
+
+
+_TORCH = (
+    nn.BatchNorm2d.forward,
+    nn.SyncBatchNorm.forward,
+    nn.InstanceNorm2d.forward,
+)
+_NAMES = frozenset({"batch_norm", "native_batch_norm", "instance_norm"})
+
+
+def _bound(func: Any, name: str, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments by name; those of ``torch.nn.functional`` are in another order."""
+    functional = func is F.batch_norm or func is F.instance_norm
+    order = (*_FUNCTIONAL, "momentum", "eps") if functional else (*_NATIVE, "eps", "cudnn_enabled")
+    given = {"training": False, "momentum": 0.1, "eps": 1e-5}
+    if name == "instance_norm":
+        given["training"] = True
+    given.update(zip(order, args, strict=False))
+    given.update(kwargs)
+    if "use_input_stats" in given:
+        given["training"] = given.pop("use_input_stats")
+    return given
+
+
+def _with_batch_statistics(name: str, given: dict[str, Any]) -> Any:
+    run = torch.instance_norm if name == "instance_norm" else torch.batch_norm
+    value, weight, bias = given["input"], given.get("weight"), given.get("bias")
+    enabled = torch.backends.cudnn.enabled
+    result = run(value, weight, bias, None, None, True, 0.0, given["eps"], enabled)
+    if name != "native_batch_norm":
+        return result
+    empty = value.new_zeros(0)
+    return result, empty, empty
+
+
+def _channel_axis(value: Tensor, channels: int) -> int | None:
+    if value.ndim >= 2 and value.shape[1] == channels:
+        return 1
+    return value.ndim - 1 if value.ndim >= 2 and value.shape[-1] == channels else None
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Passes for measuring: no gradients, no autocast, no compiled code, no fused attention."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for device in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(fused_attention(enabled=False))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="Using `torch.compile")
+        yield
+
+
+def run_once(model: nn.Module, call: Call) -> Any:
+    """One forward pass at a known random state, on tensors that the model may write to."""
+    with quietly(), seeded(0):
+        return call.clone()(model)

@@ -1,0 +1,69 @@
+"""BN208: a batch norm right behind another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bnify.auditing.finding import Finding, Safety, Severity
+from bnify.auditing.rule import Need, Rule, needs
+from bnify.auditing.subject import Subject
+
+
+class DoubleNormalization(Rule):
+    """A batch norm reads another batch norm, with nothing but shapes in between.
+
+    What it checks:
+        Whether the input of a batch norm is the result of another one, directly or through
+        operators that only arrange elements.
+
+    Why it is bad:
+        The second undoes the scale and shift of the first, whose parameters train towards
+        nothing; both cost memory and time.
+
+    Example:
+        A block that ends in a norm, in front of a block that starts with one.
+
+    How to fix it:
+        Remove one of them. In a trained model in eval mode the first folds into the second.
+
+    Fix safety:
+        Safe in eval mode, where both are affine maps by channel.
+
+    Source:
+        Two maps y = s·x + t by channel compose to one; see docs/folding.md.
+    """
+
+    code = "BN208"
+    name = "double-normalization"
+    severity = Severity.WARNING
+    tiers = ("T1",)
+    needs = needs(Need.FORWARD)
+    fix = "remove one; in eval mode the first folds into what stands before it or behind it"
+    safety = Safety.SAFE
+    cost = "the first norm's scale and shift are undone"
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding for each first norm of a pair."""
+        for first, second in pairs(subject):
+            yield self.finding(first, f"{second} normalizes its result again", {"second": second})
+
+
+def pairs(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Norms that feed a norm."""
+    from bnify import ops
+    from bnify.auditing.flow import ARRANGING, before
+
+    live = subject.live
+    if live is None:
+        return
+    norms = {use.source.result: use for use in live.uses if use.of_batch}
+    seen: set[str] = set()
+    for use in live.uses:
+        if not use.of_batch:
+            continue
+        above = before(live, use.source.value, 8, lambda node: ops.name_of(node) in ARRANGING)
+        for node in above:
+            first = norms.get(node)
+            if first is not None and first.layer not in seen and first.layer != use.layer:
+                seen.add(first.layer)
+                yield first.layer, use.layer

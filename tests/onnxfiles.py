@@ -1,0 +1,84 @@
+"""ONNX files for the tests of the audit, written with onnx.helper: no exporter takes part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+CHANNELS = 4
+
+
+def statistics(channels: int = CHANNELS, seed: int = 0) -> dict[str, np.ndarray]:
+    """γ, β, mean and variance of a trained norm, by the names that PyTorch gives them."""
+    rng = np.random.default_rng(seed)
+    return {
+        "weight": rng.normal(1, 0.5, channels).astype(np.float32),
+        "bias": rng.normal(0, 1, channels).astype(np.float32),
+        "running_mean": rng.normal(0, 1, channels).astype(np.float32),
+        "running_var": rng.uniform(0.1, 2, channels).astype(np.float32),
+    }
+
+
+def stored(prefix: str, vectors: dict[str, np.ndarray]) -> list[TensorProto]:
+    """Vectors as initializers ``prefix.weight`` and so on."""
+    return [numpy_helper.from_array(v, f"{prefix}.{name}") for name, v in vectors.items()]
+
+
+def norm(x: str, prefix: str, y: str, *more: str, **attributes: Any) -> onnx.NodeProto:
+    """A BatchNormalization that reads ``prefix.weight`` and so on."""
+    names = ["weight", "bias", "running_mean", "running_var"]
+    inputs = [x, *(f"{prefix}.{name}" for name in names)]
+    return helper.make_node(
+        "BatchNormalization", inputs, [y, *more], name=f"node_{prefix}", **attributes
+    )
+
+
+def conv(x: str, prefix: str, y: str, **attributes: Any) -> onnx.NodeProto:
+    """A Conv that reads ``prefix.weight``."""
+    return helper.make_node("Conv", [x, f"{prefix}.weight"], [y], name=f"node_{y}", **attributes)
+
+
+def kernel(prefix: str, *shape: int, seed: int = 1) -> TensorProto:
+    """A random weight ``prefix.weight``."""
+    values = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return numpy_helper.from_array(values, f"{prefix}.weight")
+
+
+def model_of(
+    nodes: Sequence[onnx.NodeProto],
+    tensors: Sequence[TensorProto] = (),
+    *,
+    shape: Sequence[Any] = ("n", 3, 8, 8),
+    outputs: Sequence[str] = ("y",),
+    rank: int = 4,
+    opset: int = 20,
+    functions: Sequence[onnx.FunctionProto] = (),
+    inputs: Sequence[str] = ("x",),
+) -> onnx.ModelProto:
+    """A model that reads ``x``."""
+    graph = helper.make_graph(
+        list(nodes),
+        "net",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)) for name in inputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank) for name in outputs],
+        list(tensors),
+    )
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("local", 1)]
+    return helper.make_model(graph, opset_imports=imports, functions=list(functions), ir_version=10)
+
+
+def saved(path: Path, model: onnx.ModelProto) -> Path:
+    """The model in a file."""
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def conv_norm(**vectors: np.ndarray) -> onnx.ModelProto:
+    """Conv, then norm ``bn``; vectors of the norm may be given."""
+    tensors = [kernel("conv", CHANNELS, 3, 3, 3), *stored("bn", statistics() | vectors)]
+    return model_of([conv("x", "conv", "h"), norm("h", "bn", "y")], tensors)

@@ -1,4 +1,4 @@
-"""ONNX files for the tests of the audit, written with onnx.helper: no exporter takes part."""
+"""ONNX files for the tests of the audit, most written with onnx.helper, and what rules find."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import bnify
+from bnify.auditing.finding import Finding
+from bnify.audits import audit
 
 CHANNELS = 4
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def statistics(channels: int = CHANNELS, seed: int = 0) -> dict[str, np.ndarray]:
@@ -82,3 +89,31 @@ def conv_norm(**vectors: np.ndarray) -> onnx.ModelProto:
     """Conv, then norm ``bn``; vectors of the norm may be given."""
     tensors = [kernel("conv", CHANNELS, 3, 3, 3), *stored("bn", statistics() | vectors)]
     return model_of([conv("x", "conv", "h"), norm("h", "bn", "y")], tensors)
+
+
+PAIR = [conv("x", "conv", "h"), norm("h", "bn", "y")]
+
+
+def file_with(
+    nodes: Sequence[onnx.NodeProto], *tensors: TensorProto, **options: Any
+) -> onnx.ModelProto:
+    """Nodes with a kernel ``conv`` and the vectors of a norm ``bn``."""
+    given_ = [kernel("conv", 4, 3, 3, 3), *stored("bn", statistics()), *tensors]
+    return model_of(nodes, given_, **options)
+
+
+def found(target: Any, code: str, inputs: Any = None, **options: Any) -> dict[str, Finding]:
+    """Module → finding of one rule."""
+    report = audit(target, inputs, select=[code], **options)
+    assert code not in report.unchecked, report.unchecked
+    findings = {f.module: f for f in report.findings}
+    assert len(findings) == len(report.findings), "two findings of one module"
+    assert all("\n" not in f.message for f in report.findings)
+    return findings
+
+
+def exported(net: nn.Module, x: torch.Tensor, folder: Path) -> Path:
+    """The model as torch's exporter writes it, unoptimised."""
+    path = folder / "net.onnx"
+    bnify.export(net, x, path, optimize=False, verify=False, dynamic_batch=False)
+    return path

@@ -32,7 +32,8 @@ def place_of(op: Op, tensors: Sequence[Value | None]) -> str:
         tensors: Its tensors, the one that tells most first.
 
     Returns:
-        A module path, else the name of a tensor, else the operator's own, else its output's.
+        A module path (of a norm in the root's own forward the name of a tensor), else the
+        operator's own name, else that of its output.
     """
     owner = next((name for name in map(owner_of, tensors) if name), "")
     scope = op.scope or ""
@@ -40,7 +41,8 @@ def place_of(op: Op, tensors: Sequence[Value | None]) -> str:
         return shown(owner)
     if scope:
         return shown(scope)
-    own = next((name for name in map(_parameter, tensors) if name), "")
+    # In the root's own forward a tensor says more than torch's number of the operator.
+    own = next(filter(None, map(_parameter, tensors)), "") if op.scope == "" else ""
     result = op.result
     return shown(own or op.name or (result.name if result is not None else "") or op.kind)
 

@@ -41,7 +41,7 @@ def mode_gap(measured: Measured) -> Severity | None:
 
 
 def is_noise(measured: Measured) -> bool:
-    """Whether recalibrated statistics agree with train mode hardly better."""
+    """Whether half of the disagreement stays with recalibrated statistics."""
     proof = measured.proof
     if proof is None or proof.measure != "agreement":
         return False

@@ -95,7 +95,7 @@ def _is_sum(node: fx.Node) -> bool:
 
 def _inside_sum(draft: Draft, node: fx.Node) -> bool:
     readers = draft.readers(node)
-    return len(readers) == 1 and _is_sum(readers[0])
+    return len(readers) == 1 and _is_sum(readers[0]) and _reads(readers[0]).count(node) == 1
 
 
 def _terms(draft: Draft, node: fx.Node, sign: int, sums: tuple[fx.Node, ...]) -> Iterator[_Term]:
@@ -103,7 +103,8 @@ def _terms(draft: Draft, node: fx.Node, sign: int, sums: tuple[fx.Node, ...]) ->
     given = arguments(node)
     minus = -1 if ops.name_of(node) == "sub" else 1
     for part, of_part in ((given["self"], sign), (given["other"], sign * minus)):
-        if len(draft.readers(part)) == 1 and _is_sum(part):
+        once = _reads(node).count(part) == 1  # x + x has one reader, which reads it twice
+        if once and len(draft.readers(part)) == 1 and _is_sum(part):
             yield from _terms(draft, part, of_part, (*sums, node))
         else:
             yield _Term(part, of_part, (*sums, node))
@@ -121,7 +122,7 @@ def _merge_one(
         return []
     terms = list(_terms(draft, root, 1, ()))
     for term in terms:
-        if len(draft.readers(term.node)) != 1 or list(_reads(term.sums[-1])).count(term.node) > 1:
+        if len(draft.readers(term.node)) != 1 or _reads(term.sums[-1]).count(term.node) > 1:
             continue
         layer = draft.layer(term.node) if term.node not in draft.untied else None
         if layer is not None and layer.value is not None and geometry_of(layer) is not None:
@@ -129,7 +130,8 @@ def _merge_one(
                 groups.setdefault(layer.value, _Group()).convs.append((term, layer))
         elif term.node in norms:
             source = norms[term.node][0]
-            if source.flow is not None and source.reason is None:
+            # Of a group norm only the tail is affine, not the norm.
+            if source.flow is not None and source.reason is None and not source.tail:
                 groups.setdefault(source.value, _Group()).norms.append((term, source))
     for group in groups.values():
         if group.convs and len(group.convs) + len(group.norms) > 1:

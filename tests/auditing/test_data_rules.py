@@ -95,6 +95,19 @@ def test_an_untrained_net_is_not_judged(labelled):
     assert any("untrained" in note for note in report.notes)
 
 
+def test_predictions_at_random_are_noise_and_no_fault():
+    # Settled statistics and weights as initialised: any two batches say something else.
+    torch.manual_seed(0)
+    net = Images()
+    with torch.no_grad():
+        for x, _ in batches() * 12:
+            net.train()(x)
+    _, data = found(net.eval(), images(batches()))
+    assert data["BN305", ""].severity == "info"
+    assert "noise" in data["BN305", ""].message
+    assert not any(f.severity == "error" for f in data.values())
+
+
 def test_sorted_batches_are_no_fault_of_the_statistics(healthy):
     # In train mode each batch of one class is normalized away; eval mode is the better one.
     x, y = digits()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -48,3 +49,43 @@ def test_a_look_alike_that_runs_twice_in_a_row_is_one_norm():
     result = bnify.fold(model, torch.randn(2, 3, 8, 8, dtype=torch.float64))
     listed = [e.layer for e in result.plan.edits] + [s.layer for s in result.plan.skips]
     assert listed == ["net.n"]
+
+
+class Sum(nn.Module):
+    """A sum of branches, as a function of the model and its input."""
+
+    def __init__(self, run, **parts: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+@pytest.mark.parametrize("emit", ["module", "graph"])
+def test_a_sum_that_is_added_to_itself_keeps_its_branches(emit):
+    """``(a + b) + (a + b)`` reads each branch twice: merging one with itself lost it."""
+
+    def twice(model, x):
+        y = model.a(x) + model.b(x)
+        return (y + y).relu()
+
+    net = laws.hostile_(Sum(twice, a=nn.Conv2d(3, 4, 3, padding=1), b=nn.Conv2d(3, 4, 1))).double()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    result = bnify.fold(net, x, merge=True, emit=emit, verify=False)
+    assert [edit.kind for edit in result.plan.edits] == ["merge"]
+    laws.assert_same_function(net, result.model, x)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.GroupNorm(4, 4)])
+@pytest.mark.parametrize("emit", ["module", "graph"])
+def test_a_group_norm_is_no_branch_to_merge(norm, emit):
+    """With ``affines`` its scale and shift are known, and it is no affine map of its input."""
+    net = Sum(lambda m, x: (m.a(x) + m.n(x)).relu(), a=nn.Conv2d(4, 4, 1), n=norm)
+    net = laws.hostile_(net).double()
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    result = bnify.fold(net, x, merge=True, affines=True, emit=emit, verify=False)
+    assert not [edit for edit in result.plan.edits if edit.kind == "merge"]
+    laws.assert_same_function(net, result.model, x)

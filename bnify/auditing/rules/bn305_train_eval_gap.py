@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bnify.auditing.measured import Measured
 
 
-_NOISE = "recalibrated statistics agree hardly better: the noise of the batches"
+_NOISE = "with recalibrated statistics half of the difference stays: the noise of the batches"
 
 
 class TrainEvalGap(Rule):

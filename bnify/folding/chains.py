@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from math import prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from bnify.algebra import chained_linear
 from bnify.changes import Change
 from bnify.folding.draft import Draft
 from bnify.folding.families import is_dropout_off
 from bnify.folding.geometry import Geometry, alone_in_module, geometry_of, reshape_layer
-from bnify.folding.layers import Layer
+from bnify.folding.layers import Layer, check_own_weight
 from bnify.folding.refusal import Refused
 from bnify.folding.transaction import Transaction
 from bnify.plan import Edit
@@ -71,8 +71,7 @@ def _merge(
     draft.check_memory(first.node)
     draft.check_memory(second.node)
     for layer in (first, second):
-        if not layer.baked:
-            draft.check_writable(layer.source, layer.steps)
+        check_own_weight(draft, layer)
     if _pointwise(a) and (not any(b.padding) or biases[0] is None or not bool(biases[0].any())):
         weight, bias = chained_linear(weights[0], biases[0], weights[1], biases[1])
         kept, gone = second, first
@@ -86,7 +85,9 @@ def _merge(
     if only is not None and (gone.label not in only or only[gone.label].kind != "merge"):
         return None
     reshape_layer(draft, kept, weight, bias, sizes=sizes)
+    draft.gone.update(_between(first, second))
     if kept is second:
+        draft.gone.add(first.node)
         second.node.replace_input_with(second.value, first.value)  # type: ignore[arg-type]
     else:
         draft.drop(second.node, first.node)
@@ -102,6 +103,16 @@ def _merge(
         into=(kept.label,),
         detail="two linear layers in a row",
     )
+
+
+def _between(first: Layer, second: Layer) -> list[fx.Node]:
+    """What does nothing between the two."""
+    nodes: list[fx.Node] = []
+    node = second.value
+    while node is not None and node is not first.node:
+        nodes.append(node)
+        node = node.args[0]  # type: ignore[assignment]
+    return nodes
 
 
 def _pointwise(geometry: Geometry) -> bool:

@@ -14,7 +14,7 @@ from bnify.algebra import Kernel
 from bnify.changes import Change
 from bnify.folding.arguments import arguments
 from bnify.folding.draft import Draft
-from bnify.folding.layers import CONVS, Layer
+from bnify.folding.layers import CONVS, Layer, check_own_weight
 from bnify.folding.refusal import Refused
 from bnify.reason import Reason
 
@@ -141,8 +141,7 @@ def reshape_layer(
     """
     if bias is not None and layer.bias is None and not layer.takes_bias:
         raise Refused(Reason.NO_ABSORBER, f"{layer.label} can take no bias")
-    if not layer.baked:
-        draft.check_writable(layer.source, layer.steps)
+    check_own_weight(draft, layer)
     if bias is not None and layer.bias is not None:
         draft.check_writable(layer.bias, [layer.node])
     values: dict[str, Any] = dict(sizes or {})

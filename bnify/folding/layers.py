@@ -264,3 +264,15 @@ def check_bake(layers: list[Layer]) -> None:
                 raise Refused(
                     Reason.TIED_WEIGHTS, f"{place_of(node)} is also read by {place_of(user)}"
                 )
+
+
+def check_own_weight(draft: Draft, layer: Layer) -> None:
+    """Refuse to write a weight that others read, or that is computed for others too.
+
+    Raises:
+        Refused: Somebody does.
+    """
+    if layer.baked:
+        check_bake([layer])
+    else:
+        draft.check_writable(layer.source, layer.steps)

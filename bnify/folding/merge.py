@@ -16,7 +16,7 @@ from bnify.folding.arguments import arguments
 from bnify.folding.chains import merge_chains
 from bnify.folding.draft import Draft
 from bnify.folding.geometry import Geometry, alone_in_module, geometry_of, reshape_layer
-from bnify.folding.layers import Layer
+from bnify.folding.layers import Layer, check_own_weight
 from bnify.folding.refusal import Refused
 from bnify.folding.slots import slot_of
 from bnify.folding.sources import Source
@@ -145,8 +145,7 @@ def _is_free(draft: Draft, layer: Layer) -> bool:
     """Whether nobody but a sum depends on a layer's result and on its weight."""
     try:
         draft.check_memory(layer.node)
-        if not layer.baked:
-            draft.check_writable(layer.source, layer.steps)
+        check_own_weight(draft, layer)
     except Refused:
         return False
     return True

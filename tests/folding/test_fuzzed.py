@@ -89,3 +89,50 @@ def test_a_group_norm_is_no_branch_to_merge(norm, emit):
     result = bnify.fold(net, x, merge=True, affines=True, emit=emit, verify=False)
     assert not [edit for edit in result.plan.edits if edit.kind == "merge"]
     laws.assert_same_function(net, result.model, x)
+
+
+def test_a_computed_weight_that_runs_twice_takes_no_branch():
+    net = laws.hostile_(
+        Sum(
+            lambda m, x: m.p(m.a(x) + m.p(x)),
+            a=nn.Linear(4, 4),
+            p=nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+        )
+    ).double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    result = bnify.fold(net, x, merge=True, verify=False)
+    laws.assert_same_function(net, result.model, x)
+    assert not [edit for edit in result.plan.edits if edit.layer == "p" or edit.into == ("p",)]
+
+
+def test_a_norm_before_merged_layers_reads_no_layer_that_is_gone():
+    """The first of two merged layers was still seen as a reader of the norm."""
+
+    def run(model, x):
+        y = model.n(x.relu())
+        return model.b(model.d(model.a(y))), y.sin()
+
+    parts = {
+        "n": nn.BatchNorm1d(4),
+        "a": nn.Linear(4, 6),
+        "d": nn.Dropout(0.2),
+        "b": nn.Linear(6, 3),
+    }
+    net = laws.hostile_(Sum(run, **parts)).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    result = bnify.fold(net, x, merge=True, verify=False)
+    assert {e.layer: e.kind for e in result.plan.edits} == {"a": "merge"}
+    (skip,) = result.plan.skips
+    assert skip.layer == "n"
+    laws.assert_same_function(net, result.model, x)
+
+
+def test_merged_layers_take_the_norm_behind_them():
+    """What did nothing between them is no second reader either."""
+    net = laws.hostile_(
+        Line(a=nn.Linear(4, 6), d=nn.Dropout(0.2), b=nn.Linear(6, 3), n=nn.BatchNorm1d(3))
+    ).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    result = bnify.fold(net, x, merge=True)
+    assert {e.layer: e.kind for e in result.plan.edits} == {"a": "merge", "n": "fold-backward"}
+    laws.assert_same_function(net, result.model, x)

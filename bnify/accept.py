@@ -29,6 +29,18 @@ def accept(model: nn.Module, *, statistics: bool = True, verb: str = "insert") -
         CaptureError: It is no module, or has parameters without values.
         WeightsError: A parameter or running statistic is not finite.
     """
+    refuse_other_than_modules(model)
+    refuse_wrapped(model, verb)
+    _refuse_unmaterialised(model)
+    _refuse_nonfinite(model, statistics=statistics)
+
+
+def refuse_other_than_modules(model: Any) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        CaptureError: It is none; of a class, the hint says to make an instance.
+    """
     if not isinstance(model, nn.Module):
         raise CaptureError(
             f"the model is a {type(model).__name__}, no torch.nn.Module",
@@ -36,9 +48,6 @@ def accept(model: nn.Module, *, statistics: bool = True, verb: str = "insert") -
             if isinstance(model, type)
             else "pass a torch.nn.Module",
         )
-    refuse_wrapped(model, verb)
-    _refuse_unmaterialised(model)
-    _refuse_nonfinite(model, statistics=statistics)
 
 
 def example_call(model: nn.Module, inputs: Inputs) -> Call:
@@ -104,7 +113,9 @@ def refuse_wrapped(model: nn.Module, verb: str = "insert") -> None:
             continue  # a compiled part runs eagerly while recording
         raise PlanError(
             f"the model is wrapped by {name}{where}: work on the plain model first",
-            hint=f"model = bnify.{verb}({inner}, inputs).model\nmodel = {again}",
+            hint=f"bnify.audit({inner}, inputs)"
+            if verb == "audit"
+            else f"model = bnify.{verb}({inner}, inputs).model\nmodel = {again}",
         )
 
 

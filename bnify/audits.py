@@ -70,6 +70,13 @@ def audit(
         PlanError: A batch of the data cannot be run, or the outputs are not finite in either mode.
     """
     rules = chosen(select, ignore, extend_select)
+    if precision not in (None, "int8", "fp16"):
+        raise UsageError(f"precision={precision!r} is unknown", hint="int8 or fp16")
+    if optimizer is not None and not hasattr(optimizer, "param_groups"):
+        raise UsageError(
+            f"the optimizer is a {type(optimizer).__name__} without param_groups",
+            hint="pass a torch.optim.Optimizer",
+        )
     taken = None if data is None else _first_batches(target, data, batches)
     subject = _subject(target, inputs, name, weights_key, taken)
     if checkpoint is not None:
@@ -127,11 +134,12 @@ def _of_model(
     name: str,
     batches: list[Any] | None = None,
 ) -> Subject:
-    from bnify.accept import example_call, refuse_wrapped
+    from bnify.accept import example_call, refuse_other_than_modules, refuse_wrapped
     from bnify.auditing.live import Live
     from bnify.fingerprint import fingerprint
     from bnify.structure import Call
 
+    refuse_other_than_modules(model)
     refuse_wrapped(model, "audit")
     if inputs is None and batches is not None:
         inputs = _example(batches[0], model)

@@ -181,7 +181,7 @@ class _Repair:
         shown = proof(self.model, better, measured)
         if shown is None:
             return
-        self.notes.append(f"on a copy: {shown.sentence}")
+        self.notes.append(shown.sentence)
         if not shown.helps:
             return
         self.model = better

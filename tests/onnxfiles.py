@@ -85,6 +85,14 @@ def saved(path: Path, model: onnx.ModelProto) -> Path:
     return path
 
 
+def external(name: str, location: str, **entries: str) -> TensorProto:
+    """A vector of 4 numbers that lies in a file beside the model."""
+    tensor = TensorProto(name=name, data_type=1, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
 def conv_norm(**vectors: np.ndarray) -> onnx.ModelProto:
     """Conv, then norm ``bn``; vectors of the norm may be given."""
     tensors = [kernel("conv", CHANNELS, 3, 3, 3), *stored("bn", statistics() | vectors)]

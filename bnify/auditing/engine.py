@@ -25,6 +25,7 @@ def chosen(
     Raises:
         UsageError: A word fits no rule.
     """
+    select, ignore, extend = (_words(given) for given in (select, ignore, extend))
     for word in (*select, *ignore, *extend):
         if not any(_fits(rule, word) for rule in RULES):
             raise UsageError(
@@ -37,6 +38,11 @@ def chosen(
         or any(_fits(rule, w) for w in extend)
         if not any(_fits(rule, w) for w in ignore)
     )
+
+
+def _words(given: str | Sequence[str]) -> Sequence[str]:
+    """Several words; one by itself, or some with commas between, is given as a text."""
+    return given.split(",") if isinstance(given, str) else given
 
 
 def _fits(rule: Rule, word: str) -> bool:
@@ -130,8 +136,10 @@ def _norms(subject: Subject) -> int:
     live = subject.live
     if live is None:
         return len(subject.norms)
-    functional = {use.layer for use in live.uses if use.of_batch}
-    return len(functional | {norm.path for norm in live.norms})
+    paths = {norm.path for norm in live.norms}
+    # A norm at the root, or one of several in a module, goes by the name of a tensor.
+    functional = {use.layer for use in live.uses if use.of_batch and use.layer not in paths}
+    return len(paths) + sum(name.rpartition(".")[0] not in paths for name in functional)
 
 
 def _others(subject: Subject) -> int:

@@ -133,6 +133,8 @@ class Live:
         live = cls(model, call)
         if live.lazy:
             live.why_not = "the model is lazy: run it once first"
+        elif call is not None and any(p.is_meta for p in model.parameters()):
+            live.why_not = "the model is on the meta device and has no values"
         elif call is not None:
             try:
                 live.captured = record_example(model, call, borrow=True)

@@ -71,7 +71,8 @@ class Constants:
             found = None if stored is None else self.value(stored)
         if found is None or found.dtype.kind not in "fiub":
             return None
-        result: NDArray[np.float64] = found.astype(np.float64).reshape(-1)
+        with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN as well
+            result: NDArray[np.float64] = found.astype(np.float64).reshape(-1)
         return result
 
     def scalar(self, value: Value | None) -> float | None:

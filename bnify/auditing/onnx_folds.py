@@ -66,7 +66,7 @@ def _fold(norm: OnnxNorm, constants: Constants) -> OnnxFold | None:
     read = _before(norm)
     if read is None:
         return None
-    op, added = read
+    op, added, rows = read
     if op.body != norm.op.body:
         return None
     weight = op.input(1)
@@ -77,7 +77,7 @@ def _fold(norm: OnnxNorm, constants: Constants) -> OnnxFold | None:
     channels = None if shape is None else _channels(op, shape)
     if channels != state.channels or not _bias_fits(bias, state.channels, constants):
         return None
-    if op.kind == "MatMul" and _axes_of(op.result) != 2:
+    if op.kind == "MatMul" and rows != channels and _axes_of(op.result) != 2:
         return None
     return OnnxFold(norm=norm, op=op, layer=place_of(op, (weight, bias)), weight=weight, bias=bias)
 
@@ -88,7 +88,7 @@ def affine(state: NormState) -> tuple[Vector, Vector]:
         scale = 1 / np.sqrt(state.var + state.eps)
         scale = scale if state.weight is None else scale * state.weight
         shift = -state.mean * scale
-    return scale, shift if state.bias is None else shift + state.bias
+        return scale, shift if state.bias is None else shift + state.bias
 
 
 def folded_rows(fold: OnnxFold, constants: Constants) -> tuple[Vector, Vector | None]:
@@ -102,16 +102,15 @@ def folded_rows(fold: OnnxFold, constants: Constants) -> tuple[Vector, Vector | 
     if state is None or weight is None:
         return np.zeros(0), None
     scale, shift = affine(state)
-    groups = int(fold.op.number("group", 1))
-    factor = fold.op.number("alpha", 1.0) if fold.op.kind == "Gemm" else 1.0
-    rows = np.abs(channel_rows(fold.op, weight, groups)).max(axis=1, initial=0) * abs(factor)
-    bias: Vector | None = np.zeros_like(scale)
-    if fold.bias is not None:
+    gemm = fold.op.kind == "Gemm"
+    alpha, beta = (fold.op.number(n, 1.0) if gemm else 1.0 for n in ("alpha", "beta"))
+    with np.errstate(all="ignore"):  # what is not finite stays so
+        rows = channel_rows(fold.op, weight, int(fold.op.number("group", 1)))
+        largest = np.abs(rows).max(axis=1, initial=0) * abs(alpha) * np.abs(scale)
+        if fold.bias is None:
+            return largest, shift
         bias = constants.vector(fold.bias)
-        beta = fold.op.number("beta", 1.0) if fold.op.kind == "Gemm" else 1.0
-        bias = None if bias is None else beta * bias
-    new = None if bias is None else np.broadcast_to(bias, scale.shape) * scale + shift
-    return rows * np.abs(scale), new
+        return largest, None if bias is None else beta * bias * scale + shift
 
 
 def channel_rows(op: Op, weight: NDArray[np.generic], groups: int = 1) -> Vector:
@@ -128,18 +127,24 @@ def channel_rows(op: Op, weight: NDArray[np.generic], groups: int = 1) -> Vector
 # -- conditions -----------------------------------------------------------------------------------
 
 
-def _before(norm: OnnxNorm) -> tuple[Op, Value | None] | None:
-    """The layer that makes what is normalized, with a bias that is added behind it."""
+def _before(norm: OnnxNorm) -> tuple[Op, Value | None, int | None] | None:
+    """The layer that makes what is normalized.
+
+    Returns:
+        The layer, a bias that is added behind it, and where its tokens are flattened into the
+        batch the length of the last axis, else None.
+    """
     added: Value | None = None
+    rows: int | None = None
     value = norm.value
     for _ in range(_DEEPEST):
         op = value.op
         if op is None or value.output or len(value.readers) != 1:
             return None
         if op.kind in ("Conv", "ConvTranspose", "Gemm"):
-            return (op, None) if added is None else None
+            return (op, None, None) if added is None and rows is None else None
         if op.kind == "MatMul":
-            return op, added
+            return op, added, rows
         following = op.input(0)
         if op.kind == "Add" and added is None:
             sides = [v for v in op.inputs if v is not None]
@@ -148,6 +153,10 @@ def _before(norm: OnnxNorm) -> tuple[Op, Value | None] | None:
                 return None
             added = static[0]
             following = sides[0] if sides[1] is added else sides[1]
+        elif op.kind == "Reshape" and rows is None and value.shape is not None:
+            if len(value.shape) != 2:
+                return None
+            rows = value.shape[1]
         elif op.kind != "Identity":
             return None
         if following is None:
@@ -164,7 +173,7 @@ def _stored(weight: Value) -> bool:
             return False
         if value.tensor is not None:
             return True
-        if value.op is None or value.op.kind not in ("Identity", "Cast"):
+        if value.op is None or value.op.kind not in ("Identity", "Cast", "Transpose"):
             return False
         value = value.op.input(0)
     return False

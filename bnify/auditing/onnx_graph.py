@@ -17,7 +17,7 @@ from bnify.auditing.onnx_order import graphs_in, in_order
 from bnify.auditing.onnx_reading import Tensors, damaged, every_tensor, shown
 
 _STANDARD: Final = frozenset({"", "ai.onnx"})
-_MOST_OPERATORS: Final = 500_000
+_MOST_OPERATORS: Final = 200_000
 _DEEPEST_FUNCTION: Final = 32
 #: Beyond this many operators a constant counts as computed; no exporter comes near.
 _DEEPEST_CONSTANT: Final = 64
@@ -146,7 +146,7 @@ class _Linker:
         self.path = path
         self.version = version
         self.ops: list[Op] = []
-        self.bodies = 0
+        self.bodies = self.written = 0
         self.functions = {
             (f.domain, f.name): f for f in model.functions if f.domain not in _STANDARD
         }
@@ -200,8 +200,7 @@ class _Linker:
         prefix: str,
         body: int,
     ) -> None:
-        if len(self.ops) >= _MOST_OPERATORS:
-            raise damaged(self.path, f"its functions come to over {_MOST_OPERATORS} operators", "")
+        self._count()
         kind = node.op_type if node.domain in _STANDARD else f"{node.domain}::{node.op_type}"
         inputs = tuple(scope[name] if name else None for name in node.input)
         outputs = tuple(
@@ -228,6 +227,16 @@ class _Linker:
         if kind == "Constant" and "value" in attributes and op.result is not None:
             op.result.tensor = attributes["value"].t
 
+    def _count(self) -> None:
+        """Refuse functions that call each other without end, or nearly so.
+
+        Raises:
+            WeightsError: There are too many operators and calls.
+        """
+        self.written += 1
+        if self.written > _MOST_OPERATORS:
+            raise damaged(self.path, f"its functions come to over {_MOST_OPERATORS} operators", "")
+
     def _call(
         self,
         node: Any,
@@ -241,6 +250,7 @@ class _Linker:
         """A local function, written out with what this call gives it."""
         if depth > _DEEPEST_FUNCTION:
             raise damaged(self.path, f"its function {shown(function.name)!r} calls itself", "")
+        self._count()
         given = [scope[name] if name else None for name in node.input]
         inner: dict[str, Value] = {}
         for index, name in enumerate(function.input):
@@ -254,11 +264,12 @@ class _Linker:
         within = f"{prefix}{node.name or function.name}/"
         shapes = {value.name: _shape(value) for value in getattr(function, "value_info", ())}
         self._nodes(nodes, inner, shapes, attributes, within, body, depth)
-        for name, formal in zip(node.output, function.output, strict=False):
+        for index, name in enumerate(node.output):
+            formal = function.output[index] if index < len(function.output) else ""
+            if name and formal not in inner:
+                what = f"nothing makes {shown(name)!r} in function {shown(function.name)!r}"
+                raise damaged(self.path, what)
             if name:
-                if formal not in inner:
-                    what = f"nothing makes {shown(formal)!r} in function {shown(function.name)!r}"
-                    raise damaged(self.path, what)
                 scope[name] = inner[formal]
 
 

@@ -45,4 +45,5 @@ class OnnxNorm:
 
 def short(number: float) -> float:
     """A float32 of a file as it was written: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(number)))
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(number)))

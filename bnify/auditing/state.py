@@ -88,6 +88,6 @@ class NormState:
     @property
     def gain(self) -> Vector:
         """|γ| / sqrt(var + ε) by channel: how much the norm magnifies its input."""
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(all="ignore"):
             result: Vector = self.gamma / np.sqrt(self.var + self.eps)
         return result

@@ -176,7 +176,10 @@ def _remedies(rows: Sequence[Alike], *, fixable: bool) -> Table:
 
 def _fix(finding: Finding, *, fixable: bool) -> str:
     """What to do, and how to have it done where that can be: a file is not rewritten."""
-    return f"{finding.fix} ({finding.safety.how})" if finding.fix and fixable else finding.fix
+    if not finding.fix or not fixable:
+        return finding.fix
+    how = "--fix --unsafe-fixes" if "proof" in finding.values else finding.safety.how
+    return f"{finding.fix} ({how})"
 
 
 def _statistics(report: AuditReport) -> Table:

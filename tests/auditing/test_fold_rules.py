@@ -99,6 +99,16 @@ def tokens(shape):
     return file_with(nodes, kernel("w", 4, 4), shape=shape, rank=len(shape))
 
 
+def flattened(outputs, sizes):
+    """Tokens go into the batch (trap 4), or the axes are cut anew."""
+    shape = numpy_helper.from_array(np.array(sizes), "sizes")
+    nodes = [helper.make_node("MatMul", ["x", "w.weight"], ["t"]),
+             helper.make_node("Reshape", ["t", "sizes"], ["h"]), norm("h", "bn", "y")]  # fmt: skip
+    model = file_with(nodes, kernel("w", 4, outputs), shape, shape=[2, 6, 4], rank=2)
+    model.graph.value_info.append(helper.make_tensor_value_info("h", 1, sizes))
+    return model
+
+
 def in_a_branch():
     out = helper.make_tensor_value_info("b", 1, [None] * 4)
     body = helper.make_graph([norm("h", "bn", "b")], "body", [], [out])
@@ -112,6 +122,8 @@ FILES = {
     "plain": (lambda: file_with(PAIR), True),
     "matmul on rows": (lambda: tokens([2, 4]), True),
     "matmul on tokens, one length": (lambda: tokens([2, 4, 4]), False),
+    "tokens in the batch": (lambda: flattened(4, [12, 4]), True),
+    "tokens cut anew": (lambda: flattened(2, [6, 4]), False),
     "another reader": (lambda: file_with([*PAIR, relu("h", "z")], outputs=("y", "z")), False),
     "an output": (lambda: file_with(PAIR, outputs=("y", "h")), False),
     "relu between": (lambda: file_with([conv("x", "conv", "a"), relu("a", "h"), PAIR[1]]), False),

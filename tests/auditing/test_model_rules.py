@@ -290,6 +290,8 @@ def test_a_norm_behind_a_norm():
     assert found(net, image(), "BN208")["n"].values == {"second": "m"}
     apart = Line(n=nn.BatchNorm2d(3), r=nn.ReLU(), m=nn.BatchNorm2d(3))
     assert not found(apart, image(), "BN208")
+    branch = Function(lambda m, x: m.m(y := m.n(x)) + y, n=nn.BatchNorm2d(3), m=nn.BatchNorm2d(3))
+    assert not found(branch, image(), "BN208")
     other = Line(n=nn.LayerNorm([3, 8, 8]), m=nn.BatchNorm2d(3))
     assert not found(other, image(), "BN208")
 

@@ -49,7 +49,7 @@ class StatisticsNeverUpdated(Rule):
     severity = Severity.ERROR
     tiers = ("T0", "T0x")
     needs = needs(Need.STATISTICS)
-    fix = "recalibrate the statistics on data (--unsafe-fixes --data)"
+    fix = "recalibrate the statistics on data"
     safety = Safety.DATA
     cost = "eval mode computes another function than training did"
 

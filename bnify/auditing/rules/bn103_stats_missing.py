@@ -51,9 +51,7 @@ class StatisticsMissing(Rule):
     severity = Severity.ERROR
     tiers = ("T0",)
     needs = needs(Need.CHECKPOINT)
-    fix = (
-        "save model.state_dict() again where it was trained, or recalibrate (--unsafe-fixes --data)"
-    )
+    fix = "save model.state_dict() again where it was trained, or recalibrate"
     safety = Safety.DATA
     cost = "loaded with strict=False, eval mode computes another function than training did"
 

@@ -46,7 +46,7 @@ class StatisticsUnderconverged(Rule):
     severity = Severity.WARNING
     tiers = ("T0", "T1")
     needs = needs(Need.STATISTICS)
-    fix = "recalibrate the statistics on data (--unsafe-fixes --data)"
+    fix = "recalibrate the statistics on data"
     safety = Safety.DATA
     cost = "eval mode normalizes with statistics that are partly those of no data"
 

@@ -13,8 +13,9 @@ class DoubleNormalization(Rule):
     """A batch norm reads another batch norm, with nothing but shapes in between.
 
     What it checks:
-        Whether the input of a batch norm is the result of another one, directly or through
-        operators that only arrange elements.
+        Whether the result of a batch norm goes into another one and nowhere else, directly or
+        through operators that only arrange elements. In a branch that is merged later (RepGhost)
+        others read it too.
 
     Why it is bad:
         The second undoes the scale and shift of the first, whose parameters train towards
@@ -49,21 +50,22 @@ class DoubleNormalization(Rule):
 
 
 def pairs(subject: Subject) -> Iterator[tuple[str, str]]:
-    """Norms that feed a norm."""
+    """Norms whose result a norm reads, and nothing else."""
     from bnify import ops
-    from bnify.auditing.flow import ARRANGING, before
+    from bnify.auditing.flow import ARRANGING
 
     live = subject.live
-    if live is None:
+    if live is None or live.draft is None:
         return
-    norms = {use.source.result: use for use in live.uses if use.of_batch}
+    behind = {use.source.steps[0]: use for use in live.uses if use.of_batch}
     seen: set[str] = set()
-    for use in live.uses:
-        if not use.of_batch:
-            continue
-        above = before(live, use.source.value, 8, lambda node: ops.name_of(node) in ARRANGING)
-        for node in above:
-            first = norms.get(node)
-            if first is not None and first.layer not in seen and first.layer != use.layer:
-                seen.add(first.layer)
-                yield first.layer, use.layer
+    for use in behind.values():
+        value = use.source.result
+        while len(readers := live.draft.readers(value)) == 1:
+            second = behind.get(readers[0])
+            if second is not None and second.layer != use.layer and use.layer not in seen:
+                seen.add(use.layer)
+                yield use.layer, second.layer
+            if second is not None or ops.name_of(readers[0]) not in ARRANGING:
+                break
+            value = readers[0]

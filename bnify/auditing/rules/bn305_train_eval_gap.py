@@ -27,8 +27,8 @@ class TrainEvalGap(Rule):
         labels: accuracy in eval mode is more than 2 points below (an error: more than 10, or
         predictions agree in less than 0.90). Without labels: predictions agree in less than 0.98
         (an error: less than 0.90; an info if recalibrated statistics leave half of the difference:
-        that is the noise of the batches). With fewer data, with outputs that are no classes, and where both
-        modes are near chance, nothing is judged, and the report says so.
+        that is the noise of the batches). With fewer data, with outputs that are no classes, and
+        where both modes are near chance, nothing is judged, and the report says so.
 
     Why it is bad:
         The weights fit the statistics of the batches, and the running statistics are others. The

@@ -41,7 +41,7 @@ class AverageWithoutStatistics(Rule):
     severity = Severity.ERROR
     tiers = ("T0", "T3")
     needs = needs(Need.REFERENCE)
-    fix = "copy the buffers along with the parameters, or recalibrate (--unsafe-fixes --data)"
+    fix = "copy the buffers along with the parameters, or recalibrate"
     safety = Safety.DATA
     cost = "the averaged model evaluates with the statistics of no data"
 

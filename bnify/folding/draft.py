@@ -252,6 +252,8 @@ class Draft:
         node.replace_all_uses_with(kept, delete_user_cb=lambda user: user is not kept)
         self._dropped[node] = kept
         self.gone.add(node)
+        if node in self.pinned:
+            self.pinned.add(kept)
 
     def now(self, recorded: fx.Node) -> fx.Node:
         """The node that a node of the recording is by now."""

@@ -136,3 +136,28 @@ def test_merged_layers_take_the_norm_behind_them():
     result = bnify.fold(net, x, merge=True)
     assert {e.layer: e.kind for e in result.plan.edits} == {"a": "merge", "n": "fold-backward"}
     laws.assert_same_function(net, result.model, x)
+
+
+class StaysInForward(nn.Module):
+    """A norm in a forward, behind a sum, before a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 4)
+        self.n = nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        y, n = self.a(x) + self.b(x), self.n
+        y = nn.functional.batch_norm(y, n.running_mean, n.running_var, n.weight, n.bias)
+        return self.c(y)
+
+
+@pytest.mark.parametrize("emit", ["module", "graph"])
+def test_a_norm_that_stays_in_a_forward_keeps_its_width(emit):
+    """In a module tree the norm still gets the sum, which must not become narrower."""
+    net = laws.hostile_(StaysInForward().eval()).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    result = bnify.fold(net, x, merge=True, emit=emit)
+    merged = {e.layer for e in result.plan.edits if e.kind == "merge"}
+    assert merged == ({"b"} if emit == "module" else {"a", "b"})
+    laws.assert_same_function(net, result.model, x)

@@ -104,7 +104,7 @@ def test_a_fixed_model_is_saved_and_loaded(tmp_path, fold):
         assert not loaded.train().nb.training
 
 
-def test_half_precision_statistics_become_float():
+def test_half_precision_statistics_become_float(tmp_path):
     net = laws.hostile_(Line(a=nn.Conv2d(3, 8, 3, bias=False), n=nn.BatchNorm2d(8))).bfloat16()
     report = audit(net, X.bfloat16(), select=["BN107"])
     assert [f.module for f in report.findings] == ["n"]
@@ -113,6 +113,11 @@ def test_half_precision_statistics_become_float():
     assert result.model.n.running_var.dtype is torch.float32
     assert result.model.a.weight.dtype is torch.bfloat16
     assert result.model(X.bfloat16()).dtype is torch.bfloat16
+    result.save(tmp_path / "out", onnx=False)
+    fresh = Line(a=nn.Conv2d(3, 8, 3, bias=False), n=nn.BatchNorm2d(8)).bfloat16()
+    loaded = bnify.load(tmp_path / "out", model=fresh)
+    assert loaded.n.running_var.dtype is torch.float32
+    assert torch.equal(loaded(X.bfloat16()), result.model.eval()(X.bfloat16()))
 
 
 def test_nothing_to_fix_is_said():

@@ -69,7 +69,7 @@ def test_batch_statistics_at_inference(tmp_path, name):
     filed = found(exported(net, X, tmp_path), "BN404")
     assert (bool(live), bool(filed)) == (in_model, in_file)
     for finding in (*live.values(), *filed.values()):
-        assert (finding.severity, finding.safety) == ("warning", "data")
+        assert (finding.severity, finding.safety) == ("warning", "advice")
 
 
 # -- BN405 -----------------------------------------------------------------------------------------

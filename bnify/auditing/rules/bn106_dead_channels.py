@@ -50,7 +50,7 @@ class DeadChannels(Rule):
     tiers = ("T0", "T0x")
     needs = needs(Need.STATISTICS)
     fix = "prune the channels"
-    safety = Safety.UNSAFE
+    safety = Safety.ADVICE
     cost = "computed and thrown away"
 
     def check(self, subject: Subject) -> Iterator[Finding]:

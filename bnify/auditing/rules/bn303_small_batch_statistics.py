@@ -50,7 +50,7 @@ class SmallBatchStatistics(Rule):
     tiers = ("T2", "T3")
     needs = needs(Need.DATA)
     fix = "larger batches, SyncBatchNorm, group norm, or freeze the norm"
-    safety = Safety.UNSAFE
+    safety = Safety.ADVICE
     cost = "training fits the noise of its batches, which eval mode does not have"
 
     def check(self, subject: Subject) -> Iterator[Finding]:

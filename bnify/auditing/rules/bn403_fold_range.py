@@ -57,7 +57,7 @@ class FoldRange(Rule):
     tiers = ("T1", "T0x")
     needs = needs((Need.PRECISION, Need.EVAL), (Need.PRECISION, Need.ONNX))
     fix = "quantize with one scale a channel, or equalise the channels across layers"
-    safety = Safety.UNSAFE
+    safety = Safety.ADVICE
     cost = "channels that round to nothing (int8), or infinite weights (fp16)"
 
     def check(self, subject: Subject) -> Iterator[Finding]:

@@ -49,7 +49,7 @@ class BatchStatisticsAtInference(Rule):
     tiers = ("T1", "T0x")
     needs = needs(Need.FORWARD, Need.ONNX)
     fix = "track running statistics and recalibrate them on data"
-    safety = Safety.DATA
+    safety = Safety.ADVICE
     cost = "the answer to one sample depends on the others in its batch"
 
     def check(self, subject: Subject) -> Iterator[Finding]:

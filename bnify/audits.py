@@ -195,4 +195,7 @@ def _measure(subject: Subject, batches: list[Any]) -> None:
     if live.lazy:
         subject.assumed.append("the data were not run: the model is lazy, run it once first")
         return
+    if any(parameter.is_meta for parameter in live.model.parameters()):
+        subject.assumed.append("the data were not run: the model is on the meta device")
+        return
     subject.measured = measure(live, batches, len(batches))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bnify.auditing.finding import AuditReport, Finding, Safety
 from bnify.auditing.live import Live
-from bnify.auditing.rules.bn201_redundant_bias import redundant
+from bnify.auditing.rules.bn201_redundant_bias import means_behind, redundant
 from bnify.auditing.rules.bn203_momentum_out_of_range import proposed
 from bnify.auditing.subject import Subject
 from bnify.borrow import copy_model, evaluating, fused_attention, seeded, training_possible
@@ -47,7 +47,9 @@ def repair(subject: Subject, report: AuditReport, unsafe: bool) -> Result:
         why = (live.why_not if live is not None else "") or "there are no example inputs"
         raise PlanError(
             f"fixes are measured before they are made, and no forward pass was recorded: {why}",
-            hint="pass inputs: --input 2,3,224,224",
+            hint="pass inputs: --input 2,3,224,224"
+            if live is None or live.call is None
+            else "inputs that forward() runs on are what it takes",
         )
     with training_possible():
         return _Repair(subject, live, live.call, report, unsafe=unsafe).run()
@@ -72,6 +74,7 @@ class _Repair:
         self.checks: list[Check] = []
         self.notes: list[str] = []
         self._acts: list[Callable[[nn.Module], None]] = []
+        self._all_acts: list[Callable[[nn.Module], None]] = []
 
     def run(self) -> Result:
         for edit, change, act in self._safe():
@@ -79,6 +82,7 @@ class _Repair:
             if change is not None:
                 self.tree.append(change)
             act(self.model)
+            self._all_acts.append(act)
             if edit.kind != "float-statistics":  # the float64 copy stays what it is
                 self._acts.append(act)
         verification = self._kept(self.live.model) if self.edits else None
@@ -116,7 +120,8 @@ class _Repair:
             change = Change(kind="float", path=path)
             yield self._change(path, "float-statistics", "", change)
         for path, channels, norms in redundant(self.subject):
-            means = self._means(path, norms) if path in self.findings.get("BN201", {}) else None
+            wanted = path in self.findings.get("BN201", {})
+            means = means_behind(self.subject, path, norms) if wanted else None
             if means is None:
                 continue
             change = Change(kind="none", path=path, names=("bias",))
@@ -130,7 +135,7 @@ class _Repair:
     def _of(self, code: str) -> Iterator[tuple[str, Finding]]:
         """Findings of a rule at norms that are modules."""
         for path, finding in self.findings.get(code, {}).items():
-            if path in self.live.modules:
+            if path in self.live.modules and finding.safety is not Safety.ADVICE:
                 yield path, finding
 
     def _change(self, path: str, kind: str, detail: str, change: Change) -> _Fix:
@@ -139,33 +144,18 @@ class _Repair:
 
         return self._edit(path, kind, detail), change, act
 
-    def _means(self, path: str, norms: tuple[str, ...]) -> list[str] | None:
-        """Names of the running means behind a bias; None where the layer cannot go without it."""
-        layer = self.live.modules.get(path)
-        if not isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
-            return None
-        if nn.utils.parametrize.is_parametrized(layer):
-            return None
-        means: list[str] = []
-        for use in self.live.uses:
-            if use.layer not in norms or not use.tracked:
-                continue
-            node = use.source.tensors["mean"]
-            constants = {} if self.live.captured is None else self.live.captured.constants
-            if node.op != "get_attr" or str(node.target) in constants:
-                return None
-            means.append(str(node.target))
-        return means
-
     # -- fixes that change it --------------------------------------------------------------------
 
     def _unsafe(self) -> None:
         for path, finding in self._of("BN105"):
-            module: Any = self.model.get_submodule(path)
-            if finding.safety is Safety.UNSAFE and isinstance(module.weight, Tensor):
+            module = self.model.get_submodule(path)
+            # Its own tensor: a parametrized weight is computed anew at every access.
+            weight = module._parameters.get("weight", module._buffers.get("weight"))
+            fits = weight is not None and weight.shape == (finding.values["channels"],)
+            if finding.safety is Safety.UNSAFE and weight is not None and fits:
                 channels = list(finding.values["indices"])
                 with torch.no_grad():
-                    module.weight[channels] = 0
+                    weight[channels] = 0
                 detail = f"{len(channels)} channels scaled by 0"
                 self.edits.append(self._edit(path, "zero-channels", detail))
         self._recalibrate()
@@ -218,6 +208,13 @@ class _Repair:
         Raises:
             VerificationError: They differ.
         """
+        fixed = self.model
+        stand_in = copy_model(original)
+        if _made_finite(stand_in, self.live):
+            original, fixed = stand_in, copy_model(stand_in)
+            for act in self._all_acts:
+                act(fixed)
+            self.notes.append("fixes were measured with 0 and 1 in place of what is not finite")
         wide = double(original).eval(), double(original).eval()
         for act in self._acts:
             act(wide[1])
@@ -225,7 +222,7 @@ class _Repair:
             check = _in_float64(*wide, call, name)
             if check is not None:
                 self.checks.append(check)
-        verdict = verify_budget(original, self.model, self.call)
+        verdict = verify_budget(original, fixed, self.call)
         failed = [check for check in self.checks if check.passed is False]
         if failed or not verdict.passed:
             what = failed[0].name if failed else "by error budget"
@@ -261,6 +258,27 @@ class _Repair:
             inputs=specs,
             notes=tuple(self.notes),
         )
+
+
+def _made_finite(model: nn.Module, live: Live) -> bool:
+    """Whether anything was not finite, or a variance negative; now it is 0, or 1 for a variance.
+
+    NaN on both sides would say nothing of a fix, which does not depend on these values.
+    """
+    nodes = [use.source.tensors["var"] for use in live.uses if "var" in use.source.tensors]
+    variances = {str(node.target) for node in nodes if node.op == "get_attr"}
+    found = False
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if not tensor.is_floating_point():
+                continue
+            bad = ~tensor.isfinite()
+            if name in variances:
+                bad |= tensor < 0
+            if bool(bad.any()):
+                found = True
+                tensor.copy_(tensor.masked_fill(bad, float(name in variances)))
+    return found
 
 
 def _moving_bias(path: str, means: list[str], drop: Change) -> Callable[[nn.Module], None]:

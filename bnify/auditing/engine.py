@@ -99,7 +99,8 @@ def _available(subject: Subject) -> Iterator[Need]:
         yield Need.OPTIMIZER
     if subject.loader is not None:
         yield Need.LOADER
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+    world = os.environ.get("WORLD_SIZE", "")
+    if world.isdecimal() and int(world) > 1:
         yield Need.WORLD
     if subject.measured is not None:
         yield Need.DATA

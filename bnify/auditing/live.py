@@ -314,7 +314,7 @@ def _is_lazy(tensor: Tensor) -> bool:
 def _state(norm: NormModule) -> NormState:
     module = norm.module
     counter = getattr(module, "num_batches_tracked", None)
-    momentum = getattr(module, "momentum", None)
+    momentum, eps = getattr(module, "momentum", None), getattr(module, "eps", EPS)
     return NormState(
         path=norm.path,
         mean=_vector(module.running_mean),
@@ -323,7 +323,7 @@ def _state(norm: NormModule) -> NormState:
         bias=_affine(module, "bias"),
         batches=int(counter) if isinstance(counter, Tensor) and counter.numel() == 1 else None,
         dtype=str(module.running_var.dtype).removeprefix("torch."),
-        eps=float(getattr(module, "eps", EPS)),
+        eps=float(eps) if isinstance(eps, (int, float)) else EPS,
         momentum=momentum if isinstance(momentum, (int, float)) else None,
         frozen=norm.frozen,
         training=module.training,

@@ -97,7 +97,9 @@ class Measured:
         large = sum(size >= SAMPLES for size in self.sizes)
         if large >= BATCHES:
             return ""
-        found = f"there are {len(self.sizes)} batches, of {max(self.sizes)} samples at most"
+        count, most = len(self.sizes), max(self.sizes)
+        batches = "is 1 batch" if count == 1 else f"are {count} batches"
+        found = f"there {batches}, of {most} sample{'' if most == 1 else 's'} at most"
         return f"{BATCHES} batches of {SAMPLES} samples or more (--data, --batches): {found}"
 
     @property
@@ -302,7 +304,7 @@ def _notes(measured: Measured, *, partly: bool) -> Iterator[str]:
         )
     if measured.untrained:
         yield "the model is untrained: its statistics were not judged by data"
-    elif measured.at_chance and measured.chance is not None:
+    elif measured.at_chance and measured.chance is not None and not measured.nonfinite:
         yield (
             f"both modes are near chance ({measured.chance:.3f}): not a normalization problem; "
             "see that weights, labels and preprocessing belong together"

@@ -73,17 +73,23 @@ def _other(own: Vector | None, others: Vector | None) -> bool:
     return own is not None and others is not None and not np.array_equal(own, others)
 
 
-def _parameters_differ(subject: Subject, other: Subject) -> bool:
+def _parameters_differ(subject: Subject, reference: Subject) -> bool:
     """Whether any parameter differs; of files only scale and shift are known."""
-    if subject.live is None or other.live is None:
+    if subject.live is None or reference.live is None:
         return False
     import torch
+    from torch import nn
 
-    own, theirs = (dict(live.model.named_parameters()) for live in (subject.live, other.live))
+    own, theirs = (dict(live.model.named_parameters()) for live in (subject.live, reference.live))
     _, own_names = without_wrappers(own)
     _, their_names = without_wrappers(theirs)
+    pairs = [
+        (own[n], theirs[their_names[bare]]) for bare, n in own_names.items() if bare in their_names
+    ]
     return any(
-        not torch.equal(own[name].detach().cpu(), theirs[their_names[bare]].detach().cpu())
-        for bare, name in own_names.items()
-        if bare in their_names
+        not torch.equal(one.detach().cpu(), other.detach().cpu().to(one.dtype))
+        for one, other in pairs
+        if not any(
+            bool(nn.parameter.is_lazy(p)) or p.is_meta for p in (one, other)
+        )  # have no values
     )

@@ -50,7 +50,10 @@ def fixed(
     left = tuple(f for f in again.findings if (f.code, f.module) not in left_out)
     remaining = {(finding.code, finding.module) for finding in left}
     solved = tuple(f for f in report.findings if (f.code, f.module) not in remaining)
-    notes = tuple(dict.fromkeys((*report.notes, *again.notes, *result.plan.notes)))
+    # What was measured before is past; what ignores and baseline had to say holds. The notes of the
+    # fixes are in their verification.
+    asked = (note for note in report.notes if note not in found.notes)
+    notes = tuple(dict.fromkeys((*again.notes, *asked)))
     after = replace(again, findings=left, ignored=report.ignored, notes=notes)
     with session.step("writing"):
         files = _written(target, result, repairing)

@@ -73,7 +73,9 @@ def _emit(
     )
     session.streams.emit(text)
     if session.fmt == "concise":
-        for note in (*report.notes, *(f"not checked: {text}" for text in unchecked(report))):
+        made_of = () if done is None else done.result.plan.notes
+        not_checked = (f"not checked: {text}" for text in unchecked(report))
+        for note in (*report.notes, *made_of, *not_checked):
             session.note(note)
         session.note(summary(report, done))
 

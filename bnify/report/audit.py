@@ -106,8 +106,13 @@ def alike(report: AuditReport) -> list[Alike]:
 
 
 def _without_modules(message: str, modules: Collection[str]) -> str:
-    """The message without paths of modules, which differ from row to row."""
-    return _WORD.sub(lambda word: "*" if word[0] in modules else word[0], message)
+    """The message without paths of modules, which differ from row to row.
+
+    A path that is a number (of a Sequential) is left: it may be a number.
+    """
+    return _WORD.sub(
+        lambda word: "*" if word[0] in modules and not word[0].isdecimal() else word[0], message
+    )
 
 
 def audit_document(

@@ -163,9 +163,13 @@ def _closed(path: Path, error: OSError) -> WeightsError:
 
 
 def unreadable(path: Path, error: Exception) -> WeightsError:
-    """The refusal of a file that its reader could not make sense of."""
+    """The refusal of a file that its reader could not make sense of.
+
+    Torch's own advice, to load with ``weights_only=False``, is left out: it runs what is in there.
+    """
+    reason = first_line(error).partition(". In PyTorch")[0]
     return WeightsError(
         f"{path} cannot be read as a checkpoint: it is damaged, cut short, or none "
-        f"({printable(first_line(error))})",
+        f"({printable(reason)})",
         hint="copy or download it again",
     )

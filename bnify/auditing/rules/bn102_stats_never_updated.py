@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from bnify.auditing.finding import Finding, Safety, Severity
 from bnify.auditing.proved import with_proof
 from bnify.auditing.rule import Need, Rule, needs
+from bnify.auditing.rules.bn210_unused_bn import UnusedNorm
 from bnify.auditing.state import NormState
 from bnify.auditing.subject import Subject
 
@@ -18,10 +19,11 @@ class StatisticsNeverUpdated(Rule):
         Whether a norm's running mean is 0 and its running variance 1 in every channel, while
         another norm of the model has been updated, or its own scale or shift have moved. Values
         decide, not ``num_batches_tracked``: that is 0 in many good checkpoints. A model in which
-        all norms are as initialised gives one note, "untrained". Look-alikes with constant
-        statistics (FrozenBatchNorm2d) may have 0 and 1 on purpose. A network that draws its scales
-        and shifts at random (RepVGG in timm) looks the same before training as one that lost its
-        statistics after it: that is reported.
+        all norms are as initialised gives one note, "untrained". With example inputs, one that
+        never runs and whose scale and shift are as initialised is BN210's to tell. Look-alikes
+        with constant statistics (FrozenBatchNorm2d) may have 0 and 1 on purpose. A network that
+        draws its scales and shifts at random (RepVGG in timm) looks the same before training as
+        one that lost its statistics after it: that is reported.
 
     Why it is bad:
         In eval mode such a norm divides by 1 instead of by the deviation of its input, and every
@@ -55,8 +57,10 @@ class StatisticsNeverUpdated(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding a norm, or one for an untrained model."""
+        unused = {finding.module for finding in UnusedNorm().check(subject)}
         for norms in subject.parts:
-            for finding in self._of_one(tuple(norm for norm in norms if not norm.frozen)):
+            judged = (n for n in norms if not n.frozen and (n.moved or n.path not in unused))
+            for finding in self._of_one(tuple(judged)):
                 data = finding.safety is Safety.DATA
                 yield with_proof(finding, subject) if data else finding
 

@@ -71,13 +71,15 @@ class VanishingVariance(Rule):
                 "indices": np.flatnonzero(magnified if loud else vanished).tolist(),
             }
             if loud:
-                worst = float(norm.gain[magnified].max())
+                worst, bare = float(norm.gain[magnified].max()), norm.weight is None
                 yield self.finding(
                     norm.path,
                     f"variance below eps = {norm.eps:g} and a gain of up to {worst:.3g} in "
                     f"{loud} of {norm.channels} channels (limit {TIMES:.0f} × the median "
                     f"{median:.3g})",
                     values | {"gain": worst},
+                    fix="prune the channel: there is no weight to set to 0" if bare else None,
+                    safety=Safety.ADVICE if bare else None,
                 )
             else:
                 yield self.finding(

@@ -25,7 +25,8 @@ class LowPrecisionStatistics(Rule):
     What it checks:
         The dtype of running mean and variance: float16, bfloat16 and float8 are a warning. It is
         an error where they cannot work: bfloat16 with a momentum below 1/64, or float16 with a
-        variance above 30000.
+        variance above 30000. Look-alikes with constant statistics (FrozenBatchNorm2d) lose no
+        updates: an info.
 
     Why it is bad:
         The average is updated by momentum × difference. bfloat16 has 8 bits: with momentum m an
@@ -42,7 +43,7 @@ class LowPrecisionStatistics(Rule):
 
     Fix safety:
         Safe: the same values in float32. PyTorch's batch norm takes half-precision input with
-        float32 statistics.
+        float32 statistics. One that is written out need not, and is left to a person.
 
     Source:
         Micikevicius et al. (2018), "Mixed precision training": statistics stay in float32.
@@ -63,18 +64,42 @@ class LowPrecisionStatistics(Rule):
             if not norm.dtype.startswith(("float16", "bfloat16", "float8")):
                 continue
             largest = float(np.max(norm.var))
+            values = {"dtype": norm.dtype, "momentum": norm.momentum, "largest_variance": largest}
+            if norm.frozen:
+                yield self.finding(
+                    norm.path,
+                    f"its constant statistics are {norm.dtype}, float32 is expected",
+                    values,
+                    severity=Severity.INFO,
+                    safety=Safety.ADVICE,
+                    cost="a rounded mean and variance",
+                )
+                continue
             wrong = _beyond(norm, largest)
             yield self.finding(
                 norm.path,
                 f"running statistics are {norm.dtype}{wrong}, float32 is expected",
-                {"dtype": norm.dtype, "momentum": norm.momentum, "largest_variance": largest},
+                values,
                 severity=Severity.ERROR if wrong else Severity.WARNING,
+                safety=None if _is_torchs(subject, norm.path) else Safety.ADVICE,
             )
+
+
+def _is_torchs(subject: Subject, path: str) -> bool:
+    """Whether it is a module of torch's, which takes half precision with float32 statistics.
+
+    One that is written out would give float32 to a layer that expects half precision.
+    """
+    if subject.live is None:
+        return True  # nothing is known of it, and a file is not rewritten
+    from torch.nn.modules.batchnorm import _NormBase
+
+    return isinstance(subject.live.modules.get(path), _NormBase)
 
 
 def _beyond(norm: NormState, largest: float) -> str:
     """What cannot work in this dtype; empty where it can."""
-    momentum = None if norm.frozen else norm.momentum
+    momentum = norm.momentum
     if norm.dtype == "bfloat16" and momentum is not None and 0 < momentum < LEAST_MOMENTUM:
         return f" with momentum {plain(momentum)} (at least {plain(LEAST_MOMENTUM)} is needed)"
     if norm.dtype == "float16" and largest > MOST_VARIANCE:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from bnify.auditing.finding import Finding, Safety, Severity
 from bnify.auditing.rule import Need, Rule, needs
 from bnify.auditing.subject import Subject
+
+if TYPE_CHECKING:
+    from bnify.auditing.live import NormUse
 
 
 class RedundantBias(Rule):
@@ -54,7 +59,30 @@ class RedundantBias(Rule):
                 layer,
                 f"the bias of {channels} channels is taken away by {', '.join(norms)}",
                 {"channels": channels, "norms": list(norms)},
+                safety=Safety.ADVICE if means_behind(subject, layer, norms) is None else None,
             )
+
+
+def means_behind(subject: Subject, path: str, norms: tuple[str, ...]) -> list[str] | None:
+    """Names of the running means behind a bias; None where the layer cannot go without it."""
+    from torch import nn
+
+    live = subject.live
+    layer = None if live is None else live.modules.get(path)
+    if live is None or not isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
+        return None
+    if nn.utils.parametrize.is_parametrized(layer):
+        return None
+    constants = {} if live.captured is None else live.captured.constants
+    means: list[str] = []
+    for use in live.uses:
+        if use.layer not in norms or not use.tracked:
+            continue
+        node = use.source.tensors["mean"]
+        if node.op != "get_attr" or str(node.target) in constants:
+            return None
+        means.append(str(node.target))
+    return means
 
 
 def redundant(subject: Subject) -> Iterator[tuple[str, int, tuple[str, ...]]]:
@@ -64,9 +92,9 @@ def redundant(subject: Subject) -> Iterator[tuple[str, int, tuple[str, ...]]]:
     live = subject.live
     if live is None or live.draft is None:
         return
-    calls: dict[str, int] = {}
+    calls: Counter[str] = Counter()
     for use in live.uses:
-        calls[use.layer] = calls.get(use.layer, 0) + 1
+        calls.update({use.layer, _mean(use)})
     behind: dict[str, list[str] | None] = {}
     channels: dict[str, int] = {}
     for node in live.draft.graph.nodes:
@@ -77,7 +105,7 @@ def redundant(subject: Subject) -> Iterator[tuple[str, int, tuple[str, ...]]]:
         if behind.get(name, []) is None:
             continue
         norms = norms_behind(live, layer)
-        if norms is None or any(calls[norm.layer] > 1 for norm in norms):
+        if norms is None or any(max(calls[n.layer], calls[_mean(n)]) > 1 for n in norms):
             behind[name] = None
             continue
         behind.setdefault(name, [])
@@ -87,6 +115,11 @@ def redundant(subject: Subject) -> Iterator[tuple[str, int, tuple[str, ...]]]:
         if norms_of and not _read_elsewhere(subject, name):
             path = name.rpartition(".")[0]
             yield path, channels[name], tuple(dict.fromkeys(norms_of))
+
+
+def _mean(use: NormUse) -> str:
+    """The tensor of its running mean, which several norms may share; else the norm's name."""
+    return f"tensor {use.source.tensors['mean'].target}" if use.tracked else use.layer
 
 
 def _read_elsewhere(subject: Subject, name: str) -> bool:

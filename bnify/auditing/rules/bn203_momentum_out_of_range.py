@@ -17,6 +17,7 @@ class MomentumOutOfRange(Rule):
     What it checks:
         ``momentum`` of every batch norm that tracks statistics. In PyTorch it is the weight of the
         new batch: running = (1 - m)·running + m·batch. ``None`` is a cumulative average and fine.
+        Of ``F.batch_norm`` it is known for eval mode alone, where 0 means nothing: 0.5 or more.
 
     Why it is bad:
         TensorFlow and Keras have it the other way round: 0.99 there is 0.01 here. With 0.99 the
@@ -50,14 +51,20 @@ class MomentumOutOfRange(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding a norm, with the value to set."""
         for path, momentum in out_of_range(subject):
-            wanted = proposed(momentum)
-            yield self.finding(
-                path,
-                f"momentum {momentum:g} is not in (0, 0.5)",
-                {"momentum": momentum, "proposed": wanted},
-                fix=f"set momentum to {wanted}"
-                + (f" (1 - {momentum:g})" if 0.5 < momentum < 1 else ""),
-            )
+            yield self._of_one(path, momentum, self.safety)
+        for path, momentum in _functional(subject):
+            yield self._of_one(path, momentum, Safety.ADVICE)
+
+    def _of_one(self, path: str, momentum: float, safety: Safety) -> Finding:
+        wanted = proposed(momentum)
+        return self.finding(
+            path,
+            f"momentum {momentum:g} is not in (0, 0.5)",
+            {"momentum": momentum, "proposed": wanted},
+            fix=f"set momentum to {wanted}"
+            + (f" (1 - {momentum:g})" if 0.5 < momentum < 1 else ""),
+            safety=safety,
+        )
 
 
 def out_of_range(subject: Subject) -> Iterator[tuple[str, float]]:
@@ -70,6 +77,23 @@ def out_of_range(subject: Subject) -> Iterator[tuple[str, float]]:
             continue
         if momentum >= 0.5 or momentum <= 0:
             yield norm.path, float(momentum)
+
+
+def _functional(subject: Subject) -> Iterator[tuple[str, float]]:
+    """Norms that are no modules with a momentum, and what they were called with in eval mode."""
+    if subject.live is None:
+        return
+    held = {id(norm.module) for norm in subject.live.norms if hasattr(norm.module, "momentum")}
+    owners = {norm.path for norm in subject.live.norms if id(norm.module) in held}
+    seen: set[str] = set()
+    for use in subject.live.uses:
+        momentum = use.given.get("momentum")
+        owner = use.layer if use.layer in owners else use.layer.rpartition(".")[0]
+        if not use.of_batch or not use.tracked or owner in owners or use.layer in seen:
+            continue
+        if isinstance(momentum, (int, float)) and momentum >= 0.5:
+            seen.add(use.layer)
+            yield use.layer, float(momentum)
 
 
 def proposed(momentum: float) -> str:

@@ -9,6 +9,8 @@ from bnify.auditing.finding import Finding, Severity
 from bnify.auditing.rule import Need, Rule, needs
 from bnify.auditing.subject import Subject
 
+_REAL = (int, float)
+
 
 class MixedHyperparameters(Rule):
     """The batch norms of one model have different ε.
@@ -46,11 +48,12 @@ class MixedHyperparameters(Rule):
         """At most one finding, for the model."""
         if subject.live is None:
             return
-        norms = [norm for norm in subject.live.norms if hasattr(norm.module, "eps")]
+        norms = [n for n in subject.live.norms if isinstance(getattr(n.module, "eps", None), _REAL)]
         eps = Counter(float(norm.module.eps) for norm in norms)
         if len(eps) < 2:
             return
-        momenta = Counter(getattr(norm.module, "momentum", None) for norm in norms)
+        given = (getattr(norm.module, "momentum", None) for norm in norms)
+        momenta = Counter(value if isinstance(value, _REAL) else None for value in given)
         message = f"eps: {_listed(eps)}"
         if len(momenta) > 1:
             message += f"; momentum: {_listed(momenta)}"

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from bnify.auditing.finding import Finding, Severity
 from bnify.auditing.rule import Need, Rule, needs
 from bnify.auditing.subject import Subject
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from bnify.auditing.live import Live
 
 _STEPS = 8
 #: Operators whose result has its features on the last axis.
@@ -22,7 +28,8 @@ class WrongAxis(Rule):
     What it checks:
         Batch norms on three dimensions whose input comes from a Linear, a LayerNorm or attention
         through operators that keep its shape: there the features are on the last axis, and
-        BatchNorm1d takes axis 1.
+        BatchNorm1d takes axis 1. A Linear that mixes positions, reading what a convolution gave
+        with its channels still on axis 1, does not count.
 
     Why it is bad:
         Each position of the sequence is normalized over all features, and the running statistics
@@ -82,7 +89,7 @@ class WrongAxis(Rule):
                 ),
                 None,
             )
-            if source is None:
+            if source is None or _mixes_positions(live, source):
                 continue
             seen.add(use.layer)
             yield self.finding(
@@ -93,6 +100,33 @@ class WrongAxis(Rule):
             )
 
 
+def _mixes_positions(live: Live, node: fx.Node) -> bool:
+    """Whether it is a Linear that reads what a convolution gave, its channels still on axis 1."""
+    from bnify import ops
+    from bnify.auditing.flow import live_inputs
+
+    if ops.name_of(node) != "linear":
+        return False
+    swapped = False
+    for _ in range(_STEPS):
+        sources = live_inputs(live, node)
+        if len(sources) != 1 or sources[0].op != "call_function":
+            return False
+        name, before = ops.name_of(sources[0]), tuple(node.meta.get("shape") or ())
+        node = sources[0]
+        shape = tuple(node.meta.get("shape") or ())
+        if name in _CONVOLUTIONS:
+            return not swapped
+        if name in _SWAPPING:
+            swapped = not swapped
+        elif name in _MOVING and shape[:2] != before[:2]:
+            return False
+    return False
+
+
+_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "convolution"})
+#: Operators that, of three axes, put the last in the place of the second.
+_SWAPPING = frozenset({"transpose", "permute", "swapaxes", "swapdims", "movedim"})
 #: Operators that may keep the shape and yet move elements between axes, or mix them.
 _MOVING = frozenset(
     {"transpose", "permute", "swapaxes", "swapdims", "movedim", "t", "view", "reshape", "flatten"}

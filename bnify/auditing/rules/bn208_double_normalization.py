@@ -46,7 +46,13 @@ class DoubleNormalization(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding for each first norm of a pair."""
         for first, second in pairs(subject):
-            yield self.finding(first, f"{second} normalizes its result again", {"second": second})
+            training = subject.live is not None and subject.live.model.training
+            yield self.finding(
+                first,
+                f"{second} normalizes its result again",
+                {"second": second},
+                safety=Safety.ADVICE if training else None,  # no fold keeps train mode
+            )
 
 
 def pairs(subject: Subject) -> Iterator[tuple[str, str]]:

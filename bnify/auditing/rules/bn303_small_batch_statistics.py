@@ -71,7 +71,8 @@ class SmallBatchStatistics(Rule):
             values: dict[str, Any] = {"values_per_channel": count, "batch": size, "noise": noise}
             yield self.finding(
                 path,
-                f"{count} values a channel in a batch of {size} (below {_LEAST}): {said}",
+                f"{count} value{'' if count == 1 else 's'} a channel in a batch of {size} "
+                f"(below {_LEAST}): {said}",
                 values,
                 severity=severity,
             )

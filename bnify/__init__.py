@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from bnify.api import apply, export, fold, insert, load, verify
     from bnify.auditing.finding import AuditReport, Finding
     from bnify.audits import audit
+    from bnify.comparing.comparison import Comparison
+    from bnify.comparisons import compare
     from bnify.errors import (
         BnifyError,
         CaptureError,
@@ -40,6 +42,7 @@ _HOME = {
     "AuditReport": "auditing.finding",
     "BnifyError": "errors",
     "CaptureError": "errors",
+    "Comparison": "comparing.comparison",
     "DeviceError": "errors",
     "Edit": "plan",
     "Export": "exporting",
@@ -57,6 +60,7 @@ _HOME = {
     "WeightsError": "errors",
     "apply": "api",
     "audit": "audits",
+    "compare": "comparisons",
     "export": "api",
     "fold": "api",
     "insert": "api",
@@ -69,6 +73,7 @@ __all__ = [
     "AuditReport",
     "BnifyError",
     "CaptureError",
+    "Comparison",
     "DeviceError",
     "Edit",
     "Export",
@@ -86,6 +91,7 @@ __all__ = [
     "WeightsError",
     "apply",
     "audit",
+    "compare",
     "export",
     "fold",
     "insert",

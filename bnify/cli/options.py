@@ -85,12 +85,30 @@ class Emit(StrEnum):
     GRAPH = "graph"
 
 
+class Optimizer(StrEnum):
+    """Values of ``--optimizer``; a test holds them to :mod:`bnify.comparing.question`."""
+
+    SGD = "sgd"
+    ADAM = "adam"
+    ADAMW = "adamw"
+
+
+class Task(StrEnum):
+    """Values of ``--task``."""
+
+    AUTO = "auto"
+    CLASSIFICATION = "classification"
+    REGRESSION = "regression"
+
+
 MODEL = "The model"
 INPUTS = "Inputs"
 NORMS = "Norms"
 RULES = "Rules"
 FIXES = "Fixes"
 FOLDING = "Folding"
+EXPERIMENT = "The experiment"
+RUNNING = "Running"
 OUTPUT = "Output"
 CHECKS = "Verification"
 GENERAL = "General"

@@ -8,9 +8,11 @@ from enum import StrEnum
 from typing import Any
 
 from bnify.auditing.finding import AuditReport
+from bnify.comparing.comparison import Comparison
 from bnify.errors import BnifyError
 from bnify.report import json
 from bnify.report.audited import render_audit
+from bnify.report.compared import comparison_document
 from bnify.report.content import export_document, result_document, verification_document
 from bnify.report.diagnosis import doctor_document
 from bnify.report.document import Code, Document
@@ -54,8 +56,8 @@ def render(
     """A result as text.
 
     Args:
-        result: A Result, an Export, a Verification, an AuditReport, or what ``bnify doctor`` found
-            (a dict).
+        result: A Result, an Export, a Verification, an AuditReport, a Comparison, or what ``bnify
+            doctor`` found (a dict).
         fmt: ``"rich"`` for a terminal, ``"json"`` or ``"md"``; for an AuditReport also
             ``"concise"``, ``"sarif"`` or ``"github"``.
         width: Columns for ``rich``; None means 80.
@@ -95,6 +97,8 @@ def _document(
 ) -> Document:
     if isinstance(result, Verification):
         return verification_document(result, target=target, environment=environment)
+    if isinstance(result, Comparison):
+        return comparison_document(result, files=files)
     if isinstance(result, Mapping):
         return doctor_document(result)
     if hasattr(result, "plan"):
@@ -123,6 +127,9 @@ def _data(
     if isinstance(result, Verification):
         head = {"schema": json.SCHEMA, "verb": "verify", "target": target}
         return {**head, "verification": result.to_dict(), "files": dict(files or {}), **made}
+    if isinstance(result, Comparison):
+        written = {} if files is None else {"files": dict(files)}
+        return {**result.to_dict(), **written, **made}
     if isinstance(result, Mapping):
         return {"schema": json.SCHEMA, "verb": "doctor", **result}
     if not hasattr(result, "plan"):

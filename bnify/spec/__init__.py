@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bnify.spec.data import load_data
     from bnify.spec.inputs import parse_inputs, read_input_file
     from bnify.spec.kinds import SpecKind, classify, parse_arguments
-    from bnify.spec.model import ModelSource, load_model
+    from bnify.spec.model import ModelSource, load_model, model_factory
     from bnify.spec.onnx_inputs import draw_onnx_inputs
     from bnify.spec.silence import user_output_to_stderr
     from bnify.spec.weights import WeightsReport, load_weights
@@ -29,6 +29,7 @@ _HOME = {
     "load_data": "data",
     "load_model": "model",
     "load_weights": "weights",
+    "model_factory": "model",
     "parse_arguments": "kinds",
     "parse_inputs": "inputs",
     "read_checkpoint": "checkpoint",
@@ -47,6 +48,7 @@ __all__ = [
     "load_data",
     "load_model",
     "load_weights",
+    "model_factory",
     "parse_arguments",
     "parse_inputs",
     "read_checkpoint",

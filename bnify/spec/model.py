@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,33 @@ def load_model(
             return ModelSource(
                 model=model, spec=spec, kind=target.kind, file=loaded.file, sha256=loaded.sha256
             )
+
+
+def model_factory(
+    spec: str, arguments: Mapping[str, Any] | None = None
+) -> Callable[[int], nn.Module]:
+    """What builds the model of a SPEC anew from a seed; its code is loaded once.
+
+    A SPEC that names a network, not a class or a factory, gives copies of it whatever the seed.
+
+    Raises:
+        UsageError: The SPEC cannot be right.
+        SpecError: It names no code, or loading it failed.
+    """
+    target = parse_spec(spec)
+    given = dict(arguments or {})
+    if target.kind not in (SpecKind.FILE, SpecKind.MODULE):
+        load_model(spec, arguments=given)  # refuse now what cannot be built
+        return lambda seed: load_model(spec, arguments=given, seed=seed).model
+    with user_output_to_stderr(), seeded(0), import_folder(target):
+        value = load_object(target).value
+
+    def build(seed: int) -> nn.Module:
+        with user_output_to_stderr(), seeded(seed), import_folder(target):
+            made = _build(value, given, target)
+            return copy_model(made) if made is value else made
+
+    return build
 
 
 def _build(value: Any, arguments: Mapping[str, Any], target: Target) -> nn.Module:

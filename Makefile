@@ -13,13 +13,14 @@ ONE_THREAD := OMP_NUM_THREADS=1
 FUZZ ?= 500
 SOURCES := bnify tests examples benchmarks docs
 
-.PHONY: help demo test check pytest examples wheel bench fuzz docs format clean
+.PHONY: help demo test check pytest examples wheel bench compare fuzz docs format clean
 
 help:
 	@echo "make demo    install what the demo needs and run it: insert, train, export, verify"
 	@echo "make test    check, tests, examples, and the wheel alone: what the CI runs"
 	@echo "make check   formatting, lint, types, import directions, generated docs"
-	@echo "make bench   start-up, capture over the zoo, scale, folding beside other tools, audits"
+	@echo "make bench   start-up, capture over the zoo, scale, folding beside other tools, audits, comparisons"
+	@echo "make compare the usual claims on norms, measured anew: half an hour on two cores"
 	@echo "make fuzz    long property tests on random networks (20,000 of them for folding)"
 	@echo "make docs    write the generated parts of the documentation"
 	@echo "make clean   remove environments and build output"
@@ -52,6 +53,9 @@ pytest: $(VENV)/.test
 examples: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python examples/demo.py --epochs 1 --out build/demo
 	$(ONE_THREAD) $(BIN)/python examples/train_digits.py --epochs 1 --out build/digits
+	rm -rf build/compare
+	$(ONE_THREAD) $(BIN)/python examples/compare_digits/compare.py --quick \
+		--runs build/compare/runs --keep build/compare/kept
 
 # The wheel alone, with nothing but its own dependencies and away from this folder.
 wheel: $(VENV)/.test
@@ -75,6 +79,12 @@ bench: $(VENV)/.test
 	$(STUB) $(ONE_THREAD) $(BIN)/python benchmarks/fold_zoo.py
 	$(STUB) $(ONE_THREAD) $(BIN)/python benchmarks/fold_speed.py
 	$(STUB) $(ONE_THREAD) $(BIN)/python benchmarks/audit.py
+	$(ONE_THREAD) $(BIN)/python benchmarks/compare_power.py
+	$(BIN)/python benchmarks/compare_budget.py
+
+compare: $(VENV)/.test
+	$(ONE_THREAD) $(BIN)/python examples/compare_digits/compare.py
+	$(BIN)/python docs/generate.py
 
 fuzz: $(VENV)/.test
 	BNIFY_FUZZ=$(FUZZ) $(ONE_THREAD) $(BIN)/pytest $(PYTEST_ARGS) -k random

@@ -15,11 +15,12 @@ from torch import nn
 from bnify.borrow import training_possible
 from bnify.comparing.comparison import Comparison
 from bnify.comparing.job import Job
+from bnify.comparing.phases import Progress
 from bnify.comparing.processes import refuse_reimport
 from bnify.comparing.question import BATCH_SIZES, INIT_SCALES, NORMS, Question
 from bnify.comparing.recipe import Recipe
 from bnify.comparing.run_folder import RunFolder
-from bnify.comparing.runner import Progress, run_job
+from bnify.comparing.runner import run_job
 from bnify.devices import resolve
 from bnify.environment import environment, file_sha256
 from bnify.errors import UsageError
@@ -100,7 +101,7 @@ def compare(
         output: Folder for the runs and the report; each finished run is in it at once.
         resume: Go on in that folder.
         force: Replace that folder, if it holds nothing but a comparison.
-        progress: Called with a :class:`bnify.comparing.runner.Progress` after each run.
+        progress: Called with a :class:`bnify.comparing.phases.Progress` after each run.
 
     Returns:
         The comparison. Interrupted by Ctrl-C it holds what there is by then, and its ``partial``

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnify.borrow import copy_model, seeded
-from bnify.calibrate import Pooled, pool
+from bnify.pooled import Pooled, pool
 from bnify.errors import PlanError
 from bnify.plan import Plan
 from bnify.rewrite import Statistics, points

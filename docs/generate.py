@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md, docs/cli.md, docs/rules.md and docs/folding.md.
+"""Writes the generated parts of README.md and of cli, rules, folding and claims.md in docs/.
 
     python docs/generate.py [--check]
 
@@ -22,6 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "picture.svg"
+COMPARED = ROOT / "examples" / "compare_digits"
 INSERT = ["insert", "mlp.py:MyNetwork", "--input", "32,784", "-o", "out"]
 
 #: Sections of the output that the README leaves to the picture.
@@ -187,6 +188,21 @@ def rules_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def claims() -> str:
+    """The usual claims with what the committed comparisons say of each."""
+    import json
+
+    reports = {
+        name: json.loads((COMPARED / name / "report.json").read_text()) for name in ("mlp", "cnn")
+    }
+    rows = []
+    for mlp, cnn in zip(*(report["claims"] for report in reports.values()), strict=True):
+        cells = (f"**{claim['answer']}**: {claim['figure']}" for claim in (mlp, cnn))
+        rows.append((mlp["claim"], *(cell.replace("|", "\\|") for cell in cells)))
+    links = (f"[{name}](../examples/compare_digits/{name}/report.html)" for name in reports)
+    return table(("claim", *links), rows)
+
+
 def exit_codes() -> str:
     """What the exit codes mean."""
     return table(("code", "means"), [(str(code), text) for code, text in EXIT_CODES.items()])
@@ -290,10 +306,10 @@ def filled(text: str) -> str:
     return text
 
 
-def filled_page(text: str) -> str:
-    """The page on folding with its generated section."""
-    pattern = re.compile(r"(<!-- generated: fold-reasons -->\n).*?(<!-- end -->)", re.DOTALL)
-    return pattern.sub(lambda found: found[1] + fold_reasons() + "\n" + found[2], text)
+def filled_page(text: str, name: str, body: str) -> str:
+    """A page with its one generated section."""
+    pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda found: found[1] + body + "\n" + found[2], text)
 
 
 def masked(text: str) -> str:
@@ -309,11 +325,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if out of date")
     check = parser.parse_args().check
     readme, reference = ROOT / "README.md", ROOT / "docs" / "cli.md"
-    folding = ROOT / "docs" / "folding.md"
+    folding, claimed = ROOT / "docs" / "folding.md", ROOT / "docs" / "claims.md"
     written = {
         readme: filled(readme.read_text()),
         reference: command_reference(),
-        folding: filled_page(folding.read_text()),
+        folding: filled_page(folding.read_text(), "fold-reasons", fold_reasons()),
+        claimed: filled_page(claimed.read_text(), "claims", claims()),
         ROOT / "docs" / "rules.md": rules_page(),
     }
     if not check:

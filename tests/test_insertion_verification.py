@@ -59,7 +59,7 @@ def judge(in_tree=None, in_graph=None, **options) -> bnify.Verification:
     result = bnify.insert(net, X, verify=False, **options)
     statistics = None
     if options.get("init") == "preserve":
-        from bnify.calibrate import pool
+        from bnify.pooled import pool
         from bnify.rewrite import points
 
         statistics = pool(net, [result.call], points(result.plan))

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from bnify.auditing.owners import Norms, Written
 from bnify.borrow import fused_attention, seeded
-from bnify.calibrate import Pooled
+from bnify.pooled import Pooled
 from bnify.structure import Call
 
 _NATIVE: Final = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum")

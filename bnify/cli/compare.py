@@ -12,7 +12,7 @@ from bnify.cli.session import Session
 from bnify.errors import UsageError
 
 if TYPE_CHECKING:
-    from bnify.comparing.runner import Progress
+    from bnify.comparing.phases import Progress
 
 _INTERRUPTED = 130
 _DATA = (

@@ -125,7 +125,8 @@ class Curve:
     Attributes:
         norm: The arm.
         name: ``"validation"`` or ``"train"`` (metric), ``"validation-loss"``, ``"train-loss"``, or
-            ``"spread"`` (geometric mean and interval).
+            ``"spread"``. Mean and interval are geometric for the spread, and for a loss that is
+            always above 0.
         steps: Along the axis.
         mean: At each step.
         low: At each step.

@@ -52,13 +52,18 @@ def _curve(norm: str, name: str, of_seeds: Sequence[Outcome]) -> tuple[Curve | N
     """The curve, and how many numbers were not finite; None where no number was."""
     points: list[tuple[int, float, float, float]] = []
     dropped = 0
+    # On a logarithmic axis the interval of an arithmetic mean would end below the axis.
+    losses = {"validation-loss": "validation_loss", "train-loss": "train_loss"}
+    geometric = name == "spread" or (
+        name in losses and all(v > 0 for run in of_seeds for v in getattr(run, losses[name]))
+    )
     for step in sorted({step for run in of_seeds for step in run.steps}):
         there = [value for run in of_seeds if (value := _at(run, name, step)) is not None]
         known = [value for value in there if math.isfinite(value)]
         dropped += len(there) - len(known)
         if not known:
             continue  # the curve has a gap here, which the count tells
-        if name == "spread":
+        if geometric:
             of_logs = band([math.log(value) for value in known])
             points.append((step, _exp(of_logs[0]), _exp(of_logs[1]), _exp(of_logs[2])))
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -37,7 +38,7 @@ def refuse_reimport() -> None:
     # multiprocessing has no public word for this; it refuses to start processes by the same one.
     if getattr(process, "_inheriting", False):
         if process.name.startswith(_PROCESS):
-            raise SystemExit(_UNGUARDED)
+            sys.exit(_UNGUARDED)
         raise UsageError("this script is being imported by a new process", hint=_GUARD)
 
 

@@ -145,6 +145,10 @@ class Selection:
     equal_lr: float
     target: float | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The selection as JSON-ready data, and the arguments of another one like it."""
+        return {"best": dict(self.best), "equal_lr": self.equal_lr, "target": self.target}
+
 
 def select(
     schedule: Schedule,

@@ -102,7 +102,8 @@ def _curves(comparison: Comparison, kind: str, name: str, title: str) -> Plot | 
     if not found:
         return None
     accuracy = kind == "validation" and comparison.metric == "accuracy"
-    mean = "Geometric mean" if kind == "spread" else "Mean"
+    positive = all(value > 0 for curve in found for value in curve.mean)
+    mean = "Geometric mean" if kind != "validation" and positive else "Mean"
 
     def draw(axes: Axes) -> None:
         from bnify.report.comparison_drawings import curves

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from bnify.calibrate import Point, Pooled
+from bnify.pooled import Point, Pooled
 from bnify.errors import PlanError
 from bnify.norms import build, each_norm, effective_eps
 from bnify.plan import Edit, Plan

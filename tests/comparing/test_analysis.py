@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import replace
 
 import numpy as np
@@ -283,7 +284,7 @@ def test_without_a_reference_the_others_have_figures_and_no_difference():
     assert len(batch.values) == 8
     assert batch.difference is None
     assert comparison.target is not None
-    assert any("of batch in its best tuning runs" in note for note in comparison.notes)
+    assert any("that the median arm has" in note for note in comparison.notes)
 
 
 def test_where_nothing_trained_nothing_is_compared():
@@ -487,3 +488,16 @@ def test_every_comparison_is_whole(truths, seeds, higher, missing):
         assert all(a <= b <= c for b, a, c in zip(*columns[1:], strict=True))
     for cell in comparison.grid:
         assert cell.low <= cell.metric <= cell.high
+
+
+def test_a_loss_above_zero_has_a_geometric_mean_and_another_one_an_arithmetic():
+    world = World(truths={"none": PLAIN, "batch": replace(PLAIN, change=_below_zero)})
+    curves = {(c.norm, c.name): c for c in world.compare().curves}
+    for norm, mean in (("none", statistics.geometric_mean), ("batch", statistics.fmean)):
+        runs = [o for t, o in world.outcomes().items() if t.norm == norm and t.lr == 0.1]
+        last = [o.train_loss[-1] for o in runs if o.trial.seed in world.schedule.seeds]
+        assert curves[norm, "train-loss"].mean[-1] == pytest.approx(mean(last))
+
+
+def _below_zero(outcome):
+    return replace(outcome, train_loss=tuple(loss - 10 for loss in outcome.train_loss))

@@ -34,13 +34,14 @@ def _tested(small, scaled):
     return lambda trial: small if trial.batch_size != 32 else scaled
 
 
-def _world(seeds=10, **truths):
+def _world(seeds=10, target=None, **truths):
     """Ten seeds: eight cannot reach 5 % over ten claims."""
     norms = ("none", "batch", "batch-noaffine", "group", "layer")
     return World(
         truths={norm: truths.get(norm.replace("-", "_"), PLAIN) for norm in norms},
         seeds=seeds,
         sweeps=SWEEPS,
+        target=target,
     )
 
 
@@ -59,6 +60,7 @@ AS_CLAIMED = _world(
     batch_noaffine=Truth(metric=0.95),
     group=Truth(metric=0.94, speed=60, tested=_tested(0.9, 0.9)),
     layer=Truth(metric=0.94, speed=150, tested=_tested(0.9, 0.9)),
+    target=0.855,
 )
 #: And the one in which each of them is the wrong way round.
 REVERSED = _world(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bnify
-from bnify.calibrate import Point, Pooled, pool
+from bnify.pooled import Point, Pooled, pool
 from bnify.structure import Call
 
 

@@ -53,6 +53,11 @@ pytest: $(VENV)/.test
 examples: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python examples/demo.py --epochs 1 --out build/demo
 	$(ONE_THREAD) $(BIN)/python examples/train_digits.py --epochs 1 --out build/digits
+	$(ONE_THREAD) $(BIN)/python examples/watch_transformers.py
+	$(ONE_THREAD) $(BIN)/python examples/watch_lightning.py
+	rm -rf build/torchrun
+	$(ONE_THREAD) $(BIN)/torchrun --nproc_per_node 2 examples/torchrun_digits.py --epochs 1 \
+		--out build/torchrun
 	rm -rf build/compare
 	$(ONE_THREAD) $(BIN)/python examples/compare_digits/compare.py --quick \
 		--runs build/compare/runs --keep build/compare/kept
@@ -81,6 +86,8 @@ bench: $(VENV)/.test
 	$(STUB) $(ONE_THREAD) $(BIN)/python benchmarks/audit.py
 	$(ONE_THREAD) $(BIN)/python benchmarks/compare_power.py
 	$(BIN)/python benchmarks/compare_budget.py
+	$(ONE_THREAD) $(BIN)/python benchmarks/calibrate.py
+	$(ONE_THREAD) $(BIN)/python benchmarks/watch.py
 
 compare: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python examples/compare_digits/compare.py

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from bnify.api import apply, export, fold, insert, load, verify
     from bnify.auditing.finding import AuditReport, Finding
     from bnify.audits import audit
+    from bnify.calibrating.result import Calibration
+    from bnify.calibrations import calibrate
     from bnify.comparing.comparison import Comparison
     from bnify.comparisons import compare
     from bnify.errors import (
@@ -30,17 +32,21 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from bnify.exporting import Export
+    from bnify.frozen import freeze_norms, thaw_norms
     from bnify.optim import param_groups
     from bnify.plan import Edit, Plan, Skip
     from bnify.reason import Reason
     from bnify.result import Result
+    from bnify.synced import sync_norms, unsync_norms
     from bnify.verdict import Verification
+    from bnify.watching import watch
 
 __version__ = "0.1.0"
 
 _HOME = {
     "AuditReport": "auditing.finding",
     "BnifyError": "errors",
+    "Calibration": "calibrating.result",
     "CaptureError": "errors",
     "Comparison": "comparing.comparison",
     "DeviceError": "errors",
@@ -60,18 +66,25 @@ _HOME = {
     "WeightsError": "errors",
     "apply": "api",
     "audit": "audits",
+    "calibrate": "calibrations",
     "compare": "comparisons",
     "export": "api",
     "fold": "api",
+    "freeze_norms": "frozen",
     "insert": "api",
     "load": "api",
     "param_groups": "optim",
+    "sync_norms": "synced",
+    "thaw_norms": "frozen",
+    "unsync_norms": "synced",
     "verify": "api",
+    "watch": "watching",
 }
 
 __all__ = [
     "AuditReport",
     "BnifyError",
+    "Calibration",
     "CaptureError",
     "Comparison",
     "DeviceError",
@@ -91,13 +104,19 @@ __all__ = [
     "WeightsError",
     "apply",
     "audit",
+    "calibrate",
     "compare",
     "export",
     "fold",
+    "freeze_norms",
     "insert",
     "load",
     "param_groups",
+    "sync_norms",
+    "thaw_norms",
+    "unsync_norms",
     "verify",
+    "watch",
 ]
 
 

@@ -70,9 +70,10 @@ def insert(
             or ``auto`` (by the batch size).
         position: ``before-act``, or ``after-act`` where the activation is a module called once.
         init: ``reset`` starts as from scratch. ``preserve`` keeps the function in eval mode: scale
-            and shift undo the running statistics, which are measured on ``data``.
-        data: Batches for ``init="preserve"``: an iterable of inputs, of ``(inputs, labels)`` or of
-            dicts; the example inputs when None.
+            and shift undo the running statistics, which are measured on ``data``. ``stats`` starts
+            as from scratch with the statistics of ``data``, measured one norm after the other.
+        data: Batches for ``preserve`` and ``stats``: an iterable of inputs, of ``(inputs, labels)``
+            or of dicts; the example inputs when None.
         include: Globs on module paths, or ``type:Conv2d``, that override the policy.
         exclude: Globs of layers to leave alone; wins over ``include``.
         only: Globs that restrict to these layers.
@@ -271,10 +272,12 @@ def apply(
     plan = as_plan(plan)
     accept(model, statistics=plan.verb != "fold", verb=plan.verb)
     check_fingerprint(model, plan)
-    if plan.verb == "audit":
+    if plan.verb in ("audit", "calibrate"):
         raise PlanError(
-            "the fixes of an audit rest on what it measured, and are not made by their plan",
-            hint="bnify.audit(model, inputs).fix()",
+            f"what the plan of {plan.verb} does rests on what was measured, and is not made by it",
+            hint="bnify.audit(model, inputs).fix()"
+            if plan.verb == "audit"
+            else "bnify.calibrate(model, data)",
         )
     call = _inputs(model, plan, inputs)
     if plan.verb == "fold":
@@ -386,7 +389,7 @@ def _refuse_options_beside(plan: Plan, options: InsertOptions | FoldOptions) -> 
 def _rebuild(model: nn.Module, plan: Plan, structure: Sequence[Change] = ()) -> nn.Module:
     """Carry out a plan for its structure only; the weights come from a folder."""
     check_fingerprint(model, plan)
-    if plan.verb in ("fold", "audit"):
+    if plan.verb in ("fold", "audit", "calibrate"):
         return restructure(model, structure)
     reset = replace(plan, edits=tuple(replace(e, init="reset") for e in plan.edits))
     return rewrite_tree(model, reset, initial_norms(model, reset))

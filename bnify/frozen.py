@@ -1,58 +1,136 @@
-"""Modules that stay in eval mode whatever ``train()`` is called on the model around them."""
+"""Modules that stay in eval mode whatever ``train()`` is called on the model around them.
+
+A class swap in place (:mod:`bnify.made`) does it, and is undone by another.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from bnify.errors import PlanError
+from bnify.made import Made, is_made, made_class
 
 
-class _KeptInEval:
-    """What classes made by :func:`keep_in_eval` add to the plain one: a ``train()`` of nothing."""
-
-    plain: type[nn.Module]
+class _KeptInEval(Made):
+    """What :func:`keep_in_eval` adds to a class: a ``train()`` of nothing."""
 
     def train(self, mode: bool = True) -> Any:
         """Stay in eval mode, children included."""
         del mode
         return super().train(False)  # type: ignore[misc]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle by the plain class: the made one has no importable name."""
-        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
-        return _revive, (self.plain,), state
+
+class _Frozen(Made):
+    """What :func:`freeze_norms` adds to a class: a ``train()`` that leaves its own statistics."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Stay in eval mode; an activation or dropout that is a child follows the model."""
+        super().train(mode)  # type: ignore[misc]
+        self.training = False
+        return self
 
 
-_MADE: dict[type[nn.Module], type[nn.Module]] = {}
+def _kept_class(plain: type[nn.Module]) -> type[nn.Module]:
+    return made_class(_KeptInEval, plain, _kept_class)
 
 
-def _class_for(plain: type[nn.Module]) -> type[nn.Module]:
-    if plain not in _MADE:
-        body = {
-            "plain": plain,
-            "__module__": __name__,
-            "__doc__": f"{plain.__name__}, in eval mode.",
-        }
-        _MADE[plain] = type(f"{plain.__name__}KeptInEval", (_KeptInEval, plain), body)
-    return _MADE[plain]
-
-
-def _revive(plain: type[nn.Module]) -> nn.Module:
-    made = _class_for(plain)
-    return made.__new__(made)
+def _frozen_class(plain: type[nn.Module]) -> type[nn.Module]:
+    return made_class(_Frozen, plain, _frozen_class)
 
 
 def keep_in_eval(module: nn.Module) -> None:
-    """Let a module stay in eval mode from now on, in place, by a class swap.
+    """Let a module and its children stay in eval mode from now on, in place.
 
     The object, its tensors and their names stay; ``isinstance`` with the plain class holds.
     """
     if not isinstance(module, _KeptInEval):
-        module.__class__ = _class_for(type(module))
+        module.__class__ = _kept_class(type(module))
     module.eval()
 
 
 def give_back_train(module: nn.Module) -> None:
-    """Undo :func:`keep_in_eval`, in place: the plain class again, in eval mode for now."""
-    if isinstance(module, _KeptInEval):
-        module.__class__ = module.plain  # type: ignore[assignment]
+    """Undo :func:`keep_in_eval` or a freeze, in place: the plain class, in eval mode for now."""
+    while is_made(module, _KeptInEval) or is_made(module, _Frozen):
+        made: Any = module
+        module.__class__ = made.plain
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether :func:`freeze_norms` has frozen this module."""
+    return isinstance(module, _Frozen)
+
+
+def freeze_norms(model: nn.Module, *, affine: bool = False) -> tuple[str, ...]:
+    """Let every norm with running statistics keep them, whatever ``train()`` is called, in place.
+
+    A frozen norm normalizes with its running statistics and does not move them, as in eval mode;
+    the usual choice when a trained network is fine-tuned on small batches. It is known by its
+    ``running_mean`` and ``running_var``, so batch norm, tracking instance norm, subclasses with a
+    forward of their own and look-alikes are all frozen; the names in a checkpoint do not change.
+    Layer, group and rms norms keep no statistics and are left alone.
+
+    Args:
+        model: Any module; norms that ``bnify.insert`` put in are found too.
+        affine: Also take scale and shift out of training (``requires_grad=False``); otherwise they
+            go on learning.
+
+    Returns:
+        Module paths of the norms that are frozen now.
+
+    Raises:
+        PlanError: A norm is lazy and has no statistics yet.
+    """
+    norms = {path: m for path, m in model.named_modules() if _keeps_statistics(m)}
+    for path, norm in norms.items():
+        if isinstance(norm, nn.modules.lazy.LazyModuleMixin):
+            raise PlanError(
+                f"{path or 'the norm'} is lazy and has no statistics to keep yet",
+                hint="run the model once on a batch, then freeze",
+            )
+    for norm in norms.values():
+        if not is_frozen(norm):
+            norm.__class__ = _frozen_class(type(norm))
+        norm.training = False
+        if affine:
+            _freeze_affine(norm)
+    return tuple(norms)
+
+
+def thaw_norms(model: nn.Module) -> tuple[str, ...]:
+    """Undo :func:`freeze_norms`, in place; each norm takes the mode of the module around it.
+
+    Scale and shift that were taken out of training learn again; those that did not learn before
+    the freeze still do not.
+
+    Returns:
+        Module paths of the norms that were frozen.
+    """
+    norms = {path: m for path, m in model.named_modules() if is_frozen(m)}
+    for path, norm in norms.items():
+        give_back_train(norm)
+        for name in vars(norm).pop(_TAKEN, ()):
+            norm.get_parameter(name).requires_grad_(True)
+        if path:
+            norm.training = model.get_submodule(path.rpartition(".")[0]).training
+    return tuple(norms)
+
+
+#: Where a frozen norm remembers which of its own parameters learned before.
+_TAKEN = "_taken_out_of_training"
+
+
+def _freeze_affine(norm: nn.Module) -> None:
+    own = dict(norm.named_parameters(recurse=False))
+    taken = [name for name, parameter in own.items() if parameter.requires_grad]
+    for name in taken:
+        own[name].requires_grad_(False)
+        own[name].grad = None  # an optimizer moves what has a gradient, by its momentum too
+    vars(norm)[_TAKEN] = (*vars(norm).get(_TAKEN, ()), *taken)
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    return all(
+        isinstance(module._buffers.get(name), Tensor) for name in ("running_mean", "running_var")
+    )

@@ -21,9 +21,12 @@ from bnify.rewrite import check_edits, initial_norms, rewrite_graph, rewrite_tre
 from bnify.structure import Call
 from bnify.verdict import Verification
 from bnify.verification.insertion import verify_insertion
+from bnify.verification.standardised import check_standardised
 
 #: The drift is measured at the training batch size while inputs of that size hold fewer values.
 _MOST_VALUES = 4_000_000
+#: Batch sizes at which it is measured besides, where trained weights are at stake.
+_DRIFT_SIZES = (2, 8, 32)
 
 
 def plan_insertion(captured: Captured, options: InsertOptions, example: Call) -> Plan:
@@ -53,9 +56,10 @@ def carry_out(
     """
     check_edits(captured, plan)
     plan = reconciled(plan, captured)
-    statistics, notes, batch = measure(model, plan, example, data, say)
+    measured = measure(model, plan, captured, example, data, say)
+    statistics = measured.statistics
     plan = plan.with_notes(
-        *free_batch(captured), *notes, *optimizer_notes(model, plan, optimizer, inplace)
+        *free_batch(captured), *measured.notes, *optimizer_notes(model, plan, optimizer, inplace)
     )
     before = str(model)
     say("rewriting")
@@ -66,9 +70,11 @@ def carry_out(
     if verify:
         say("verifying")
         realised = Realisations(model, plan, captured.call, statistics)
-        size = training_batch(plan.options.get("batch_size"), example.batch)
-        drift = _drift_call(captured.call, size, batch)
-        verification = verify_insertion(realised, model, rewritten, graph, drift)
+        drift = _drift_calls(plan, captured.call, example, measured.batch)
+        own = []
+        if measured.order and statistics is not None and measured.pool is not None:
+            own.append(check_standardised(rewritten, measured.order, statistics, measured.pool))
+        verification = verify_insertion(realised, model, rewritten, graph, drift, own)
     result = Result(rewritten, graph, plan, verification, captured.call, before=before)
     if verification is not None and not verification.passed:
         raise _failed(result, verification)
@@ -82,10 +88,26 @@ def carry_out(
     return result
 
 
-def _drift_call(call: Call, size: int, batch: Call | None) -> Call:
-    """Inputs for the train-mode drift: the user's own, as far as they go, at the training size."""
-    if batch is not None and batch.batch is not None:
-        return batch.resized(min(size, batch.batch))
+def _drift_calls(plan: Plan, call: Call, example: Call, batch: Call | None) -> list[Call]:
+    """Inputs for the train-mode drift, by size: the user's own, as far as they go.
+
+    At the training batch size; where norms start from statistics, so that trained weights are at
+    stake, at smaller sizes too.
+    """
+    size = training_batch(plan.options.get("batch_size"), example.batch)
+    own = batch if batch is not None and batch.batch is not None else None
+    largest = own.resized(min(size, own.batch or 1)) if own is not None else _at(call, size)
+    if all(edit.init == "reset" for edit in plan.edits):
+        return [largest]
+    source = own or largest
+    most = source.batch or 0
+    smaller = [n for n in _DRIFT_SIZES if n <= most and n != largest.batch]
+    calls = [largest, *(source.resized(n) for n in smaller)]
+    return sorted(calls, key=lambda one: one.batch or 0)
+
+
+def _at(call: Call, size: int) -> Call:
+    """The example at another batch size, grown by fresh samples unless that is a lot of values."""
     values = sum(t.numel() for _, t in call.tensors()) / max(call.batch or 1, 1)
     if call.batch is None or size == call.batch or size * values > _MOST_VALUES:
         return call

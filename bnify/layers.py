@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnify.borrow import own_generated_class
+from bnify.synced import LocalSyncBatchNorm as LocalSyncBatchNorm
+from bnify.synced import unsync_norms
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -98,14 +100,6 @@ def restart_calls(model: nn.Module, _args: Any) -> None:
             module.call = 0
 
 
-class LocalSyncBatchNorm(nn.SyncBatchNorm):
-    """Synchronized batch norm that asks no other process: what one process can check alone."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, *) → (N, C, *), with the statistics of this process."""
-        return nn.modules.batchnorm._BatchNorm.forward(self, input)
-
-
 def without_synchronisation(model: M) -> M:
     """Let a copy of a model run alone, in place; ``SyncBatchNorm`` waits for others, or refuses.
 
@@ -115,6 +109,7 @@ def without_synchronisation(model: M) -> M:
     for module in model.modules():
         if type(module) is nn.SyncBatchNorm:
             module.__class__ = LocalSyncBatchNorm
+    unsync_norms(model)  # subclasses that bnify made
     return model
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import gc
+from collections.abc import Sequence
+from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from bnify.errors import PlanError
 from bnify.layers import norm_of
@@ -52,7 +55,8 @@ def extend_optimizer(
     """Let an optimizer train the norms of the layers it trains: one new group per source group.
 
     A new group has the options of the group of its layers (learning rate, betas, momentum) and no
-    weight decay. Dropped biases leave the optimizer, with their state.
+    weight decay. Dropped biases leave the optimizer, with their state. Schedulers of the optimizer
+    treat a new group as its source group.
     """
     group_of = {
         id(parameter): index
@@ -79,6 +83,7 @@ def extend_optimizer(
         for key in ("params", "param_names"):
             if key in group:
                 group[key] = [group[key][i] for i in kept]
+    sources = []
     for index, parameters in sorted(fresh.items()):
         source_group = optimizer.param_groups[index]
         options = {k: v for k, v in source_group.items() if k not in ("params", "param_names")}
@@ -88,9 +93,47 @@ def extend_optimizer(
         new_parameters: list[Any] = [(names[id(p)], p) if named else p for p in parameters]
         if parameters:
             optimizer.add_param_group({**options, "params": new_parameters})
+            sources.append(index)
         if parameters and isinstance(optimizer, torch.optim.Adagrad):
             # The one that makes its state when it is built, and not at the first step.
             optimizer.state.update(torch.optim.Adagrad(parameters, **optimizer.defaults).state)
+    _extend_schedulers(optimizer, sources)
+
+
+#: What torch's schedulers keep for each parameter group.
+_PER_GROUP: Final = (
+    "base_lrs",
+    "lr_lambdas",
+    "max_lrs",
+    "min_lrs",
+    "base_momentums",
+    "max_momentums",
+    "_last_lr",
+)
+
+
+def schedulers_of(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
+    """Every scheduler that drives this optimizer, those inside ``SequentialLR`` too.
+
+    An optimizer does not know its schedulers, so the live objects of the process are searched.
+    """
+    # By type(), not isinstance(): the latter runs code of proxy objects that are none of ours.
+    schedulers = [one for one in gc.get_objects() if issubclass(type(one), LRScheduler)]
+    return [one for one in schedulers if getattr(one, "optimizer", None) is optimizer]
+
+
+def _extend_schedulers(optimizer: torch.optim.Optimizer, sources: Sequence[int]) -> None:
+    """Give every scheduler of an optimizer an entry for each new group: that of its source group.
+
+    Without it ``LambdaLR``, ``CosineAnnealingLR`` and others fail at their next step, which zips
+    what they keep with the groups.
+    """
+    before = len(optimizer.param_groups) - len(sources)
+    for scheduler in schedulers_of(optimizer):
+        for name in _PER_GROUP:
+            kept = vars(scheduler).get(name)
+            if isinstance(kept, list) and len(kept) == before:
+                kept.extend(kept[index] for index in sources)
 
 
 def optimizer_notes(model: nn.Module, plan: Plan, optimizer: Any, inplace: bool) -> list[str]:
@@ -99,7 +142,12 @@ def optimizer_notes(model: nn.Module, plan: Plan, optimizer: Any, inplace: bool)
         return []
     if optimizer is None:
         return ["an optimizer built before does not know the new parameters: pass optimizer="]
-    notes = ["the optimizer has new parameter groups: build a scheduler after insert, not before"]
+    schedulers = ", ".join(sorted({type(one).__name__ for one in schedulers_of(optimizer)}))
+    notes = [
+        f"the optimizer has new parameter groups, and its {schedulers} drives them too"
+        if schedulers
+        else "the optimizer has new parameter groups: a scheduler of another library is built anew"
+    ]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     others = []
     for edit in plan.edits:

@@ -40,7 +40,7 @@ class Edit:
         momentum: None for the norm's own default.
         drop_bias: The layer's bias is folded into the running mean.
         zero_gamma: The scale starts at 0.
-        init: How it starts: ``"reset"`` or ``"preserve"``.
+        init: How it starts: ``"reset"``, ``"preserve"`` or ``"stats"``.
     """
 
     layer: str

@@ -17,6 +17,11 @@ from bnify.borrow import evaluating, fused_attention, seeded
 from bnify.errors import PlanError
 from bnify.structure import Call
 
+#: Values that are pooled at a time on a CPU: 2 MiB as float64.
+_CACHED = 1 << 18
+#: A variance below this share of the channel's own size is none: the channel does not vary.
+_STILL = 1e-10
+
 
 @dataclass(slots=True)
 class Pooled:
@@ -40,18 +45,31 @@ class Pooled:
 
     def add(self, values: Tensor, axis: int) -> None:
         """Merge the values of one activation; ``axis`` is its channel axis."""
-        rows = values.detach().movedim(axis, -1).reshape(-1, values.shape[axis]).double()
-        if not len(rows):
+        if not values.numel():
             return
-        mean = rows.mean(0)
-        m2 = (rows - mean).square().sum(0)
-        self.merge(Pooled(len(rows), mean.cpu(), m2.cpu()))
+        if values.ndim == 1:  # a sample without a batch
+            values, axis = values[None], 1
+        others = [d for d in range(values.ndim) if d != axis % values.ndim]
+        # A part at a time, so that its float64 copy stays in the cache; elsewhere the launch of a
+        # kernel costs more than that.
+        along = max(others, key=lambda d: values.shape[d])
+        if values.numel() // values.shape[others[0]] <= _CACHED:
+            along = others[0]
+        slab = values.numel() // values.shape[along]
+        size = max(1, _CACHED // slab) if values.device.type == "cpu" else values.numel()
+        for part in torch.split(values.detach(), size, along):
+            wide = part.to(torch.float64, copy=True)
+            mean = wide.mean(others, keepdim=True)
+            m2 = wide.sub_(mean).square_().sum(others)
+            both = torch.stack([mean.flatten(), m2]).cpu()  # one transfer
+            self.merge(Pooled(part.numel() // both.shape[1], *both))
 
     def merge(self, other: Pooled) -> None:
         """Merge the statistics of a disjoint set of values."""
-        total = self.count + other.count
-        if not total:
+        if not self.count:  # most batches are pooled in one piece
+            self.count, self.mean, self.m2 = other.count, other.mean, other.m2
             return
+        total = self.count + other.count
         delta = other.mean - self.mean
         self.mean = self.mean + delta * (other.count / total)
         self.m2 = self.m2 + other.m2 + delta.square() * (self.count * other.count / total)
@@ -61,6 +79,69 @@ class Pooled:
     def var(self) -> Tensor:
         """Unbiased variance per channel, as batch norm's running variance; 0 for one value."""
         return self.m2 / max(self.count - 1, 1)
+
+    @property
+    def still(self) -> Tensor:
+        """Mask of the channels that do not vary beyond rounding, shape (C,)."""
+        return _still(self.mean, self.var)
+
+
+@dataclass(slots=True)
+class PerInstance:
+    """Statistics of an instance norm: averages over samples, as its running statistics are.
+
+    Attributes:
+        count: Number of samples.
+        total_mean: Sum of the means of the samples, float64, shape (C,).
+        total_var: Sum of their unbiased variances, float64, shape (C,).
+    """
+
+    count: int
+    total_mean: Tensor
+    total_var: Tensor
+
+    @classmethod
+    def empty(cls, channels: int) -> PerInstance:
+        """Nothing seen yet."""
+        zeros = torch.zeros(channels, dtype=torch.float64)
+        return cls(0, zeros, zeros.clone())
+
+    def add(self, values: Tensor, axis: int) -> None:
+        """Add the values of one activation of shape (N, ..., C, ...).
+
+        Samples of one value a channel have no variance and are left out.
+        """
+        rows = values.detach().movedim(axis, 1).flatten(2).double()
+        if rows.shape[2] < 2 or not len(rows):
+            return
+        mean, deviations = rows.mean(2), (rows - rows.mean(2, keepdim=True)).square().sum(2)
+        var = deviations.sum(0) / (rows.shape[2] - 1)
+        self.merge(PerInstance(len(rows), mean.sum(0).cpu(), var.cpu()))
+
+    def merge(self, other: PerInstance) -> None:
+        """Merge the statistics of other samples."""
+        self.total_mean = self.total_mean + other.total_mean
+        self.total_var = self.total_var + other.total_var
+        self.count += other.count
+
+    @property
+    def mean(self) -> Tensor:
+        """Average of the means."""
+        return self.total_mean / max(self.count, 1)
+
+    @property
+    def var(self) -> Tensor:
+        """Average of the variances."""
+        return self.total_var / max(self.count, 1)
+
+    @property
+    def still(self) -> Tensor:
+        """Mask of the channels that do not vary beyond rounding, shape (C,)."""
+        return _still(self.mean, self.var)
+
+
+def _still(mean: Tensor, var: Tensor) -> Tensor:
+    return var <= _STILL * (mean.square() + var.median())
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def judge(in_tree=None, in_graph=None, **options) -> bnify.Verification:
         statistics = pool(net, [result.call], points(result.plan))
     realised = Faulty(net, result.plan, result.call, statistics)
     realised.in_tree, realised.in_graph = in_tree, in_graph
-    return inserts.verify_insertion(realised, net, result.model, result.graph, result.call)
+    return inserts.verify_insertion(realised, net, result.model, result.graph, [result.call])
 
 
 def norm_of(tree: nn.Module) -> nn.Module:
@@ -222,7 +222,7 @@ def test_the_delivered_model_itself_is_run():
     realised = Realisations(net, result.plan, result.call, None)
     with torch.no_grad():
         result.model[2].norm.bias[5] += 0.1
-    verdict = inserts.verify_insertion(realised, net, result.model, result.graph, result.call)
+    verdict = inserts.verify_insertion(realised, net, result.model, result.graph, [result.call])
     assert not verdict.passed
     assert [c.name for c in verdict.checks if c.passed is False] == [
         "result.graph = result.model, own dtype"
@@ -237,7 +237,7 @@ def test_a_delivered_graph_with_too_few_outputs():
     output = next(n for n in two.graph.nodes if n.op == "output")
     output.args = ((output.args[0], output.args[0]),)
     two.recompile()
-    verdict = inserts.verify_insertion(realised, net, result.model, two, result.call)
+    verdict = inserts.verify_insertion(realised, net, result.model, two, [result.call])
     assert not verdict.passed
 
 
@@ -290,7 +290,7 @@ def test_random_networks_with_a_planted_fault():
 
         realised = Faulty(net, result.plan, result.call, None)
         realised.in_tree = fault
-        verdict = inserts.verify_insertion(realised, net, result.model, result.graph, result.call)
+        verdict = inserts.verify_insertion(realised, net, result.model, result.graph, [result.call])
         assert not verdict.passed, seed
         assert verdict.first_divergent == at, seed
         caught += 1

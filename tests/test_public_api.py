@@ -20,6 +20,7 @@ VERBS = {
         "drop_bias zero_gamma per_call skip_frozen optimizer plan inplace verify"
     ),
     "apply": "model plan inputs verify",
+    "calibrate": "model data batches",
     "compare": "factory data norms seeds budget",
     "audit": "target inputs data optimizer loader select ignore",
     "export": "model inputs path dynamic_batch opset optimize",
@@ -88,11 +89,6 @@ def test_no_subpackage_hides_a_public_name(run_python):
     )
     done = run_python("-c", code)
     assert done.code == 0, done.stderr
-
-
-def test_what_does_not_work_yet_is_not_offered():
-    for name in ("calibrate", "watch"):
-        assert name not in bnify.__all__
 
 
 def test_plan_and_reasons():

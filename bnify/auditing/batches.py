@@ -39,21 +39,29 @@ class Batch:
         return self.call.batch or 0
 
 
+def started(data: Any) -> Iterator[Any]:
+    """An iterator over the batches of what a user passes as data.
+
+    Raises:
+        PlanError: The data is not iterable.
+    """
+    try:
+        return iter([data] if isinstance(data, (Tensor, Mapping, Call)) else data)
+    except TypeError:
+        raise PlanError(
+            f"data is a {type(data).__name__}, which yields no batches",
+            hint="pass a loader, a list of batches, or one tensor",
+        ) from None
+
+
 def first_batches(data: Any, limit: int) -> list[Any]:
     """At most ``limit`` batches, read once; the caller's random numbers stay as they are.
 
     Raises:
         PlanError: The data is not iterable, or holds no batch.
     """
-    try:
-        iterator = iter([data] if isinstance(data, (Tensor, Mapping, Call)) else data)
-    except TypeError:
-        raise PlanError(
-            f"data is a {type(data).__name__}, which yields no batches",
-            hint="pass a loader, a list of batches, or one tensor",
-        ) from None
-    with seeded(0):  # a shuffling loader draws its order from the global random state
-        batches = list(islice(iterator, limit))
+    with seeded(0):  # a loader draws seeds and order from the global random state, as it starts too
+        batches = list(islice(started(data), limit))
     if not batches:
         raise PlanError("the data holds no batch", hint="pass a loader that yields batches")
     return batches

@@ -104,6 +104,8 @@ def _available(subject: Subject) -> Iterator[Need]:
         yield Need.WORLD
     if subject.measured is not None:
         yield Need.DATA
+    if subject.observed is not None:
+        yield Need.LOOP
     if subject.reference is not None:
         yield Need.REFERENCE
     if subject.precision is not None:
@@ -128,6 +130,8 @@ def _tiers(subject: Subject) -> tuple[str, ...]:
         tiers.append("T1")
     if subject.measured is not None:
         tiers.append("T2")
+    if subject.observed is not None:
+        tiers.append("T3")
     return tuple(tiers)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import linecache
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -165,8 +165,14 @@ class Live:
         """Norm modules with statistics over the batch, in the order of registration."""
         return tuple(_norm_modules(self.modules))
 
-    def states(self) -> Iterator[NormState]:
-        """The vectors of every norm: of modules, then of functional norms that are recorded."""
+    def states(self, read: Callable[[Tensor], Vector] | None = None) -> Iterator[NormState]:
+        """The vectors of every norm: of modules, then of functional norms that are recorded.
+
+        Args:
+            read: Reads a tensor of a norm module; by default each on its own, which waits for the
+                device.
+        """
+        read = read or _vector
         seen: set[int] = set()
         for norm in self.norms:
             module = norm.module
@@ -174,7 +180,7 @@ class Live:
                 continue
             seen.update(id(t) for t in (module.running_mean, module.running_var))
             if 0 < module.running_mean.numel() == module.running_var.numel():
-                yield _state(norm)
+                yield _state(norm, read)
         for use in self.uses:
             tensors = use.source.tensors
             if use.of_weight or not {"mean", "var"} <= set(tensors) or self.draft is None:
@@ -311,17 +317,20 @@ def _is_lazy(tensor: Tensor) -> bool:
     return bool(nn.parameter.is_lazy(tensor)) or tensor.is_meta
 
 
-def _state(norm: NormModule) -> NormState:
+def _state(norm: NormModule, read: Callable[[Tensor], Vector]) -> NormState:
     module = norm.module
     counter = getattr(module, "num_batches_tracked", None)
     momentum, eps = getattr(module, "momentum", None), getattr(module, "eps", EPS)
+    weight, bias = (_affine(module, name) for name in ("weight", "bias"))
+    if not isinstance(counter, Tensor) or counter.numel() != 1:
+        counter = None
     return NormState(
         path=norm.path,
-        mean=_vector(module.running_mean),
-        var=_vector(module.running_var),
-        weight=_affine(module, "weight"),
-        bias=_affine(module, "bias"),
-        batches=int(counter) if isinstance(counter, Tensor) and counter.numel() == 1 else None,
+        mean=read(module.running_mean),
+        var=read(module.running_var),
+        weight=None if weight is None else read(weight),
+        bias=None if bias is None else read(bias),
+        batches=None if counter is None else int(read(counter)[0]),
         dtype=str(module.running_var.dtype).removeprefix("torch."),
         eps=float(eps) if isinstance(eps, (int, float)) else EPS,
         momentum=momentum if isinstance(momentum, (int, float)) else None,
@@ -330,12 +339,12 @@ def _state(norm: NormModule) -> NormState:
     )
 
 
-def _affine(module: Any, name: str) -> Vector | None:
+def _affine(module: Any, name: str) -> Tensor | None:
     """γ or β; the weight of a look-alike that is a layer as well is no γ."""
     tensor = getattr(module, name, None)
     if not isinstance(tensor, Tensor) or tensor.numel() != module.running_mean.numel():
         return None
-    return _vector(tensor)
+    return tensor
 
 
 def _vector(tensor: Tensor) -> Vector:

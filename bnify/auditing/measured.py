@@ -267,7 +267,7 @@ def _data(seen: Seen, constant: bool) -> NormData:
         count=seen.pooled.count,
         mean=seen.pooled.mean.numpy(),
         var=seen.pooled.var.numpy(),
-        per_batch=median_low(seen.sizes),
+        per_batch=median_low(seen.sizes.elements()),
         constant=constant,
     )
 

@@ -53,6 +53,16 @@ class Norms:
                     self.by_tensor.setdefault(id(tensor), use.layer)
                 self._name(use.layer, use.source.tensors)
 
+    def owner(self, given: Mapping[str, Any]) -> str | None:
+        """Path of the norm that an operator with these arguments is; None where it is none known.
+
+        Args:
+            given: The operator's arguments by name.
+        """
+        tensors = (given.get(key) for key in ("running_mean", "weight"))
+        found = (self.by_tensor.get(id(tensor)) for tensor in tensors)
+        return next((path for path in found if path is not None), None)
+
     def _name(self, path: str, tensors: Mapping[str, fx.Node]) -> None:
         found = [tensors[role] for role in ("mean", "var") if role in tensors]
         if len(found) == 2 and all(node.op == "get_attr" for node in found):

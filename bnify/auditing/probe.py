@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,50 +21,11 @@ from torch.overrides import TorchFunctionMode
 
 from bnify.auditing.owners import Norms, Written
 from bnify.borrow import fused_attention, seeded
-from bnify.pooled import Pooled
+from bnify.pooled import PerInstance, Pooled
 from bnify.structure import Call
 
 _NATIVE: Final = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum")
 _FUNCTIONAL: Final = ("input", "running_mean", "running_var", "weight", "bias", "training")
-
-
-@dataclass(slots=True)
-class PerInstance:
-    """Statistics of an instance norm: averages over samples, as its running statistics are.
-
-    Attributes:
-        count: Number of samples.
-        total_mean: Sum of the means of the samples, float64, shape (C,).
-        total_var: Sum of their unbiased variances, float64, shape (C,).
-    """
-
-    count: int
-    total_mean: Tensor
-    total_var: Tensor
-
-    @classmethod
-    def empty(cls, channels: int) -> PerInstance:
-        """Nothing seen yet."""
-        zeros = torch.zeros(channels, dtype=torch.float64)
-        return cls(0, zeros, zeros.clone())
-
-    def add(self, values: Tensor, axis: int) -> None:
-        """Add the values of one activation of shape (N, ..., C, ...)."""
-        rows = values.detach().movedim(axis, 1).flatten(2).double()
-        mean, deviations = rows.mean(2), (rows - rows.mean(2, keepdim=True)).square().sum(2)
-        self.total_mean = self.total_mean + mean.sum(0).cpu()
-        self.total_var = self.total_var + deviations.sum(0).cpu() / max(rows.shape[2] - 1, 1)
-        self.count += len(rows)
-
-    @property
-    def mean(self) -> Tensor:
-        """Average of the means."""
-        return self.total_mean / max(self.count, 1)
-
-    @property
-    def var(self) -> Tensor:
-        """Average of the variances."""
-        return self.total_var / max(self.count, 1)
 
 
 @dataclass(slots=True)
@@ -74,13 +36,13 @@ class Seen:
         path: The norm's path.
         instance: Whether it is an instance norm.
         pooled: Statistics of its input.
-        sizes: Number of values that shared a channel, by call.
+        sizes: How many calls had so many values that shared a channel.
     """
 
     path: str
     instance: bool
     pooled: Pooled | PerInstance
-    sizes: list[int] = field(default_factory=list)
+    sizes: Counter[int] = field(default_factory=Counter)
 
 
 class Probe(TorchFunctionMode):
@@ -90,15 +52,18 @@ class Probe(TorchFunctionMode):
         norms: Whose norms.
         train: Normalize with the statistics of each batch, whatever mode the modules are in; no
             running statistics are read or written.
+        alone: Do so with a single value a channel, too, which gives the shift β; torch refuses it
+            in train mode. Without, the running statistics are read there.
 
     Attributes:
         found: What reached each norm, in the order of execution.
     """
 
-    def __init__(self, norms: Norms, *, train: bool) -> None:
+    def __init__(self, norms: Norms, *, train: bool, alone: bool = False) -> None:
         super().__init__()
         self._norms = norms
         self._train = train
+        self._least = 1 if alone else 2
         self._inside: list[str] = []
         self._order: dict[str, None] = {}
         self._called: dict[str, Seen] = {}
@@ -119,37 +84,40 @@ class Probe(TorchFunctionMode):
         if name not in _NAMES:
             return func(*args, **kwargs)
         given = _bound(func, name, args, kwargs)
-        path = self._owner(given)
+        path = self._norms.owner(given) or (self._inside[-1] if self._inside else None)
         if path is None or not isinstance(given.get("input"), Tensor) or given["input"].ndim < 2:
             return func(*args, **kwargs)
         instance = name == "instance_norm"
-        count = self._add(self._called, path, given["input"], 1, instance=instance)
-        # One value has no variance; training refuses it, so nothing can be said of train mode.
-        if not self._train or path in self._norms.constant or count < 2:
+        batch, count = self._add(self._called, path, given["input"], 1, instance=instance)
+        if not self._replaces(path, count):
             return func(*args, **kwargs)
-        return _with_batch_statistics(name, given)
+        return _with_batch_statistics(name, given, batch)
 
-    def _owner(self, given: dict[str, Any]) -> str | None:
-        for key in ("running_mean", "weight"):
-            path = self._norms.by_tensor.get(id(given.get(key)))
-            if path is not None:
-                return path
-        return self._inside[-1] if self._inside else None
+    def _replaces(self, path: str, count: int) -> bool:
+        """Whether a norm is to run with the statistics of so many values a channel."""
+        return self._train and path not in self._norms.constant and count >= self._least
 
     def _add(
         self, into: dict[str, Seen], path: str, values: Tensor, axis: int, *, instance: bool
-    ) -> int:
-        """Pool one activation; the number of values that share a channel in it."""
+    ) -> tuple[Pooled | PerInstance, int]:
+        """Pool one activation; its own statistics, and how many values share a channel in it."""
         channels = values.shape[axis]
         self._order.setdefault(path)
         seen = into.get(path)
+        kind: type[Pooled] | type[PerInstance] = PerInstance if instance else Pooled
         if seen is None:
-            kind: type[Pooled] | type[PerInstance] = PerInstance if instance else Pooled
             seen = into[path] = Seen(path, instance, kind.empty(channels))
-        seen.pooled.add(values, axis)
+        batch = kind.empty(channels)
+        batch.add(values, axis)
+        self.pooled(seen, batch)
         shared = values.numel() // max(channels, 1)
-        seen.sizes.append(shared // max(values.shape[0], 1) if instance else shared)
-        return seen.sizes[-1]
+        shared = shared // max(values.shape[0], 1) if instance else shared
+        seen.sizes[shared] += 1
+        return batch, shared
+
+    def pooled(self, seen: Seen, batch: Pooled | PerInstance) -> None:
+        """Merge the statistics of one call."""
+        seen.pooled.merge(batch)  # type: ignore[arg-type]  # both of the kind of the norm
 
     # -- norms that are written out --------------------------------------------------------------
 
@@ -184,19 +152,18 @@ class Probe(TorchFunctionMode):
             if axis is None:
                 return
             with torch._C.DisableTorchFunction():
-                count = self._add(self._hooked, norm.path, value, axis, instance=False)
-                if self._train and norm.path not in self._norms.constant and count >= 2:
-                    self._put_statistics(norm, value, axis)
+                batch, count = self._add(self._hooked, norm.path, value, axis, instance=False)
+                if self._replaces(norm.path, count):
+                    self._put_statistics(norm, batch)
 
         return hook
 
-    def _put_statistics(self, norm: Written, value: Tensor, axis: int) -> None:
+    def _put_statistics(self, norm: Written, batch: Pooled | PerInstance) -> None:
         """Let the norm's own arithmetic read the statistics of this batch."""
-        rows = value.movedim(axis, -1).reshape(-1, value.shape[axis]).double()
-        var, mean = torch.var_mean(rows, 0, correction=0)
+        statistics = (batch.mean, _population(batch))
         buffers = (norm.module.running_mean, norm.module.running_var)
         self._saved.setdefault(norm.path, (buffers[0].clone(), buffers[1].clone()))
-        for buffer, statistic in zip(buffers, (mean, var), strict=True):
+        for buffer, statistic in zip(buffers, statistics, strict=True):
             buffer.copy_(statistic.reshape(buffer.shape))
 
     def _leave(self, norm: Written) -> Callable[..., None]:
@@ -220,6 +187,8 @@ _TORCH = (
     nn.SyncBatchNorm.forward,
     nn.InstanceNorm2d.forward,
 )
+#: Where statistics can be handed over: in half precision they could overflow.
+_SINGLE = ({torch.float32}, {torch.float64})
 _NAMES = frozenset({"batch_norm", "native_batch_norm", "instance_norm"})
 
 
@@ -237,11 +206,20 @@ def _bound(func: Any, name: str, args: Any, kwargs: Any) -> dict[str, Any]:
     return given
 
 
-def _with_batch_statistics(name: str, given: dict[str, Any]) -> Any:
+def _population(batch: Pooled | PerInstance) -> Tensor:
+    """The variance that a norm divides by in training."""
+    return batch.m2 / max(batch.count, 1) if isinstance(batch, Pooled) else batch.var
+
+
+def _with_batch_statistics(name: str, given: dict[str, Any], batch: Pooled | PerInstance) -> Any:
     run = torch.instance_norm if name == "instance_norm" else torch.batch_norm
     value, weight, bias = given["input"], given.get("weight"), given.get("bias")
+    mean, var, training = None, None, True
+    dtypes = {t.dtype for t in (value, weight, bias) if t is not None}
+    if isinstance(batch, Pooled) and dtypes in _SINGLE:  # they are known already
+        mean, var, training = batch.mean.to(value), _population(batch).to(value), False
     enabled = torch.backends.cudnn.enabled
-    result = run(value, weight, bias, None, None, True, 0.0, given["eps"], enabled)
+    result = run(value, weight, bias, mean, var, training, 0.0, given["eps"], enabled)
     if name != "native_batch_norm":
         return result
     empty = value.new_zeros(0)

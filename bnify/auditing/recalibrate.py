@@ -136,9 +136,26 @@ def _write(model: nn.Module, names: tuple[str, str], seen: Seen) -> None:
     for name, vector in zip(names, (seen.pooled.mean, seen.pooled.var), strict=True):
         tensor = tensor_or_none(model, name)
         if tensor is not None and tensor.numel() == vector.numel():
-            limit = torch.finfo(tensor.dtype).max  # fp16: beyond it a variance would be infinite
             with torch.no_grad():
-                tensor.copy_(vector.clamp(-limit, limit).reshape(tensor.shape))
+                tensor.copy_(as_stored(vector, tensor))
+
+
+def as_stored(vector: Tensor, like: Tensor) -> Tensor:
+    """A statistic in the dtype and shape of a buffer; beyond its range it would be infinite."""
+    limit = torch.finfo(like.dtype).max
+    return vector.clamp(-limit, limit).reshape(like.shape).to(like)
+
+
+def converged_after(momentum: float | None, batches: int) -> int:
+    """How many batches a running average with this momentum needs to be converged.
+
+    Args:
+        momentum: None for a cumulative average.
+        batches: The least number.
+    """
+    if momentum is None or not 0 < momentum < 1:
+        return batches
+    return max(batches, math.ceil(math.log(_LEFT) / math.log(1 - momentum)))
 
 
 def _count(model: nn.Module, name: str, state: NormState | None, batches: int) -> None:
@@ -146,10 +163,7 @@ def _count(model: nn.Module, name: str, state: NormState | None, batches: int) -
     counter = owner._buffers.get("num_batches_tracked")
     if counter is None or counter.numel() != 1:
         return
-    momentum = state.momentum if state is not None else None
-    enough = batches
-    if momentum is not None and 0 < momentum < 1:
-        enough = max(batches, math.ceil(math.log(_LEFT) / math.log(1 - momentum)))
+    enough = converged_after(state.momentum if state is not None else None, batches)
     with torch.no_grad():
         counter.fill_(max(int(counter), enough))
 

@@ -32,6 +32,7 @@ class Need(StrEnum):
     REFERENCE = "the model that was averaged, beside the average (--reference)"
     PRECISION = "the precision of the deployment (--target int8 or --target fp16)"
     ONNX = "an ONNX file"
+    LOOP = "a training loop (with bnify.watch(model, optimizer=...))"
 
 
 class Rule(ABC):

@@ -11,6 +11,7 @@ from bnify.auditing.state import NormState
 if TYPE_CHECKING:
     from bnify.auditing.live import Live
     from bnify.auditing.measured import Measured
+    from bnify.auditing.observed import Observed
     from bnify.auditing.onnx_file import OnnxFile
 
 
@@ -26,6 +27,7 @@ class Subject:
         live: The model, its modules and its recording; None for files.
         onnx: The graph of an ONNX file; None for anything else.
         measured: What the model did on data; None without.
+        observed: What a training loop showed; None outside of one.
         reference: The norms of the model that this one is an average of, by path.
         reference_moved: Whether parameters differ between the two.
         optimizer: The optimizer.
@@ -42,6 +44,7 @@ class Subject:
     live: Live | None = None
     onnx: OnnxFile | None = None
     measured: Measured | None = None
+    observed: Observed | None = None
     reference: Mapping[str, NormState] | None = None
     reference_moved: bool = False
     optimizer: Any = None

@@ -40,8 +40,8 @@ def insert(
     init: Annotated[
         Optional[o.Init],  # noqa: UP045 - typer reads the annotation at run time
         typer.Option(
-            help="How norms start: from scratch, or as the old function (default with weights, "
-            "for batch and sync).",
+            help="How norms start: from scratch, as the old function (default with weights, for "
+            "batch and sync), or with the data's statistics.",
             show_default=False,
             rich_help_panel=o.NORMS,
         ),

@@ -76,6 +76,7 @@ class Init(StrEnum):
 
     RESET = "reset"
     PRESERVE = "preserve"
+    STATS = "stats"
 
 
 class Emit(StrEnum):

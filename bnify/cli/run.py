@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 import bnify
-from bnify.cli import audit, compare, doctor, explain, export, fold, insert, verify
+from bnify.cli import audit, calibrate, compare, doctor, explain, export, fold, insert, verify
 from bnify.cli.grouped import GroupedCommand
 from bnify.cli.options import Form
 from bnify.cli.streams import Streams, wants_color
@@ -23,6 +23,7 @@ VERBS: Final[tuple[Callable[..., Any], ...]] = (
     insert.insert,
     fold.fold,
     audit.audit,
+    calibrate.calibrate,
     compare.compare,
     export.export,
     verify.verify,
@@ -33,6 +34,7 @@ SHORT: Final = {
     "insert": "Put norms into a model, where they belong.",
     "fold": "Fold trained norms into weights.",
     "audit": "Find what is wrong with norms.",
+    "calibrate": "Measure running statistics anew.",
     "compare": "Train with each kind of norm, and say which helps.",
     "export": "Write a model as a verified ONNX file.",
     "verify": "Judge one model or file by another.",

@@ -71,7 +71,8 @@ def analyse(
     claims, of_claims = answer_claims(runs)
     said = (
         *notes,
-        *_tuning_words(question, selection, runs),
+        *_tuning_words(question, selection, runs, partial),
+        *_reached_untrained(runs),
         *_missing_seeds(runs, found, reference),
         *_without_gap(runs),
         *_too_few_seeds(found),
@@ -113,6 +114,11 @@ def _settled(
     if best is None:
         tuning = list(schedule.tuning([arm.norm]))
         return replace(arm, left_out=_untuned(schedule, [outcomes.get(t) for t in tuning]))
+    tried = [outcomes[t] for t in schedule.tuning([arm.norm]) if t in outcomes]
+    raised = [run.error for run in tried if run.error]
+    if raised:
+        note = f"{len(raised)} of {len(tried)} tuning runs failed: {raised[0]}"
+        arm = replace(arm, notes=(*arm.notes, note))
     trials = [schedule.trial(arm.norm, best, seed) for seed in schedule.seeds]
     found = [outcomes[trial] for trial in trials if trial in outcomes]
     failed = [run for run in found if run.error]
@@ -138,9 +144,13 @@ def _untuned(schedule: Schedule, tuning: Sequence[Outcome | None]) -> str:
     return f"every run diverged, at every learning rate tried ({' to '.join(tried)})"
 
 
-def _tuning_words(question: Question, selection: Selection, runs: Runs) -> Iterator[str]:
+def _tuning_words(
+    question: Question, selection: Selection, runs: Runs, partial: str
+) -> Iterator[str]:
     """Where target and learning rates come from."""
-    if selection.target is None:
+    if selection.target is None and partial:
+        yield "no learning rate was chosen before it ended: nothing is compared"
+    elif selection.target is None:
         yield "no arm trained at any learning rate: there is no target, and nothing is compared"
     elif question.target is None:
         share = "95 %" if runs.higher else "110 %"
@@ -153,6 +163,18 @@ def _tuning_words(question: Question, selection: Selection, runs: Runs) -> Itera
         yield (
             f"learning rates were chosen on {count} other seed{'s' * (count != 1)}; intervals and "
             "p take them as given, so a choice by chance is not in them"
+        )
+
+
+def _reached_untrained(runs: Runs) -> Iterator[str]:
+    """A target that an untrained model has says nothing of training."""
+    of_all = [run for norm in runs.arms for run in runs.at(norm, "best-lr").values()]
+    early = sum(runs.reached(run.validation[0]) for run in of_all if run.validation)
+    if early:
+        yield (
+            f"{early} of {len(of_all)} runs are at the target before their first step: it is too "
+            "easy for steps and time to it to mean much; train for longer (--epochs), or set one "
+            "(--target)"
         )
 
 

@@ -94,7 +94,7 @@ def wanted(question: Question, data: Data) -> tuple[Schedule, list[str]]:
         lrs=question.grid,
         tuning_seeds=tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + question.tuning_seeds)),
         seeds=tuple(range(question.seeds)),
-        sweeps={axis: axes[axis] for axis in axes if axis in question.sweep},
+        sweeps={axis: axes[axis] for axis in axes if axis in question.sweep and axes[axis]},
     )
     return schedule, notes
 

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from bnify.comparing.claim_words import chance, ends, number, paired_words, seeds, signed
+from bnify.comparing.claim_words import chance, ends, number, paired_words, rate, seeds, signed
 from bnify.comparing.comparison import Answer, Arm
 from bnify.comparing.curves import sweep_trials
 from bnify.comparing.measures import Paired, Runs, Values, pair
@@ -104,10 +104,11 @@ def higher_learning_rates(runs: Runs) -> Evidence:
         return Evidence(figure="no seed has a run at every learning rate: add --sweep lr")
     words = (
         f"the largest learning rate that reached the target and did not diverge, of {lrs[0]:g} "
-        f"to {lrs[-1]:g}: batch {_rate(paired.values, lrs)}, none {_rate(paired.references, lrs)}"
+        f"to {lrs[-1]:g}: batch {rate(paired.values, lrs)}, none {rate(paired.references, lrs)}"
     )
     if not swept:
-        return Evidence(figure=f"{words} in {len(paired.seeds)} tuning runs; add --sweep lr")
+        tuned = f"{len(paired.seeds)} tuning run{'s' * (len(paired.seeds) != 1)}"
+        return Evidence(figure=f"{words} in {tuned}; add --sweep lr")
     figure = f"{words} (medians); {chance(paired.p)}, {seeds(len(paired.seeds))}"
     return _judged(paired, figure, 1)
 
@@ -128,11 +129,6 @@ def _largest(
         ]
         found[seed] = float(max(trained, default=-1))
     return found
-
-
-def _rate(places: tuple[float | None, ...], lrs: tuple[float, ...]) -> str:
-    middle = sorted(place for place in places if place is not None)[(len(places) - 1) // 2]
-    return "at none" if middle < 0 else f"{lrs[int(middle)]:g}"
 
 
 def init_sensitivity(runs: Runs) -> Evidence:
@@ -219,8 +215,7 @@ def all_improve(runs: Runs) -> Evidence:
     hypothesis testing and acceptance sampling, 1982); "one is worse" the smallest of those that
     are, after Holm over the norms.
     """
-    absent = _absent(runs, PLAIN)
-    if absent is not None:
+    if (absent := _absent(runs, PLAIN)) is not None:
         return absent
     pairs = {
         norm: paired
@@ -232,7 +227,8 @@ def all_improve(runs: Runs) -> Evidence:
     adjusted = dict(zip(pairs, holm([paired.p for paired in pairs.values()]), strict=True))
     gain = {norm: paired.mean if runs.higher else -paired.mean for norm, paired in pairs.items()}
     worse = [norm for norm in pairs if gain[norm] < 0]
-    absentees = [norm for norm in runs.arms if norm != PLAIN and norm not in pairs]
+    stood_for = {norm: runs.stand_in(norm) for norm in runs.arms}
+    absentees = [n for n, arm in stood_for.items() if n != PLAIN and arm not in pairs]
     sorts: dict[str, list[str]] = {"better": [], "worse": [], "not distinguished": []}
     for norm, paired in pairs.items():
         side = "better" if gain[norm] > 0 else "worse"

@@ -70,3 +70,9 @@ def _mean(values: Sequence[Censored]) -> str:
 def _median(values: Sequence[Censored], lost: str) -> str:
     found = median(values)
     return lost if found is None else number(found)
+
+
+def rate(places: Sequence[Censored], lrs: Sequence[float]) -> str:
+    """The lower median of places in a grid of learning rates, -1 of which is before it."""
+    middle = sorted(place for place in places if place is not None)[(len(places) - 1) // 2]
+    return "at none" if middle < 0 else f"{lrs[int(middle)]:g}"

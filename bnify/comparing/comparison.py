@@ -89,7 +89,7 @@ class Measure:
         setting: ``"best-lr"`` (each norm at its own best) or ``"equal-lr"`` (the reference's best).
         name: ``"metric"`` (test accuracy, or loss), ``"steps"`` (to the target), ``"time"``
             (seconds to the target: steps times the median time of a step), ``"gap"`` (final
-            training metric minus validation's, so that overfitting is positive),
+            training accuracy minus validation's, for a loss the reverse: overfitting is positive),
             ``"spread-start"``, ``"spread"`` (gradient spread, median over training).
         lr: The learning rate.
         seeds: Those that count: this norm and the reference have a run of them.

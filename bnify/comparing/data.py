@@ -20,6 +20,8 @@ from bnify.structure import Call
 
 #: Samples of each part of a Dataset that are looked at before training.
 _LOOK: Final = 2_000
+#: Classes that a note names; more are left to its dots.
+_SHOWN: Final = 5
 
 
 class Part(Protocol):
@@ -127,6 +129,10 @@ def _classes(splits: Splits, task: str, raw: Raw) -> tuple[int | None, list[str]
             f"{part_name(0, raw.name)} has a single class, {int(found[0][0])}: nothing to learn",
             hint="bring data of two classes or more",
         )
+    unseen = set(torch.cat(found[1:]).tolist()) - set(found[0].tolist())
+    if unseen and not any(len(part) > len(seen) for part, seen in zip(splits, found, strict=True)):
+        named = ", ".join(map(str, sorted(unseen)[:_SHOWN])) + ", ..." * (len(unseen) > _SHOWN)
+        notes.append(f"no training sample is of class {named}, which validation or test data have")
     return raw.classes or 1 + max(int(targets.max()) for targets in found), notes
 
 

@@ -23,7 +23,7 @@ except ImportError:  # Windows: two processes in one folder are not told apart
 BESIDE: Final = ".tmp"
 
 
-def put(file: Path, text: str) -> None:
+def put(file: Path, content: str | bytes) -> None:
     """Write a file that is there whole or not at all.
 
     Raises:
@@ -32,8 +32,8 @@ def put(file: Path, text: str) -> None:
     beside = file.with_name(file.name + BESIDE)
     with readable_errors(file, "finished trials are kept: go on with resume=True (--resume)"):
         try:
-            with beside.open("w", encoding="utf-8", newline="\n") as stream:
-                stream.write(text)
+            with beside.open("wb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
             beside.replace(file)

@@ -14,7 +14,7 @@ from bnify.comparing.recipe import Recipe, scale_weights
 from bnify.comparing.training import Loss, Setup, default_loss, train
 from bnify.comparing.trial import Outcome, Trial
 from bnify.devices import resolve
-from bnify.errors import SpecError
+from bnify.errors import SpecError, UsageError
 from bnify.spec.kinds import parse_spec
 from bnify.spec.objects import import_folder, load_object
 from bnify.spec.silence import user_output_to_stderr
@@ -95,6 +95,8 @@ def _loss(loss: Any) -> Loss:
     """The user's own loss, from its words or as it is."""
     found = loss
     if isinstance(loss, str):
+        if ":" not in loss:
+            raise UsageError(f"--loss {loss} names no function", hint="write pkg.mod:loss")
         target = parse_spec(loss)
         with user_output_to_stderr(), import_folder(target):
             found = load_object(target).value

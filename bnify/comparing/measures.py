@@ -32,6 +32,9 @@ SPREADS: Final = ("spread-start", "spread")
 #: Measures up to a horizon: their differences are orders, +1 where the norm takes more.
 TARGETS: Final = ("steps", "time")
 MEASURES: Final = ("metric", *TARGETS, "gap", *SPREADS)
+#: Times up to this factor apart are equal: what a step takes is measured once, for all seeds, and
+#: its noise must not count as a finding of each of them.
+SAME_TIME: Final = 1.05
 
 #: Seed → its value, None where it is beyond the horizon. A seed without a run is not there.
 Values = Mapping[int, Censored]
@@ -215,11 +218,13 @@ def differences_of(
     """What is tested of each pair.
 
     value - other for ``metric`` and ``gap``; log(value / other) for spreads; the order (+1, 0, -1)
-    for ``steps`` and ``time``, and for spreads too where one of them is infinite.
+    for ``steps`` and ``time``, and for spreads too where one of them is infinite. Times within
+    :data:`SAME_TIME` are equal.
     """
     pairs = list(zip(values, others, strict=True))
     if by_order(values, others, name):
-        return tuple(float(order(v, o, horizons)) for v, o in pairs)
+        same = SAME_TIME if name == "time" else 1.0
+        return tuple(float(order(v, o, horizons, same)) for v, o in pairs)
     known = [(v, o) for v, o in pairs if v is not None and o is not None]
     if name in SPREADS:
         return tuple(math.log(v) - math.log(o) for v, o in known)

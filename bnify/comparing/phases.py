@@ -125,9 +125,9 @@ class Phases:
             tuned = self.schedule.as_far_as(self.outcomes, self.norms)
             if tuned is None:
                 raise SpecError(
-                    f"the budget of {self.clock.budget:.0f} s is too small to tune one learning "
+                    f"the budget of {self.clock.budget:g} s is too small to tune one learning "
                     f"rate: a training run takes about {spent / max(1, fresh):.1f} s",
-                    hint=f"--budget {4 * self.clock.budget:.0f}, fewer --norms or --epochs",
+                    hint=f"--budget {4 * self.clock.budget:g}, fewer --norms or --epochs",
                 )
             self.schedule = tuned
         chosen = select(

@@ -80,6 +80,9 @@ def measure_steps(
         sizes: Batch sizes of a sweep.
         seconds: About how long to measure; at least three rounds are made.
         loading: To be kept with the rest.
+
+    Raises:
+        SpecError: The reference cannot be trained at a batch size.
     """
     usual = setup.question.batch_size
     failed: dict[str, str] = {}
@@ -101,7 +104,10 @@ def measure_steps(
     size_ms: dict[int, float] = {}
     plain = next((arm for arm in arms if arm.norm == reference), None)
     if plain is not None and reference in turns:
-        others = {str(size): _turn(plain.build(build(0)), setup, size) for size in {usual, *sizes}}
+        others = {}
+        for size in sorted({usual, *sizes}):
+            with user_code(f"training with batches of {size}"):
+                others[str(size)] = _turn(plain.build(build(0)), setup, size)
         size_ms = {
             int(size): statistics.median(times) * 1000
             for size, times in _interleaved(others, seconds * 0.3).items()

@@ -80,10 +80,14 @@ class Question:
                 if number is not None and not (least <= number < math.inf):
                     raise UsageError(f"{name}={number:g} is out of range", hint=f"from {least:g}")
         for name in ("lrs", "init_scales"):
-            if any(number <= 0 for number in getattr(self, name)):
+            if not all(0 < number < math.inf for number in getattr(self, name)):
                 raise UsageError(f"{name} are numbers above 0", hint=f"{name}=0.01,0.1,1")
-        if self.epochs <= 0:
-            raise UsageError(f"epochs={self.epochs:g} trains nothing", hint="epochs=15")
+        if not 0 < self.epochs < math.inf:
+            raise UsageError(f"epochs={self.epochs:g} is out of range", hint="epochs=15")
+        if self.target is not None and not math.isfinite(self.target):
+            raise UsageError(f"target={self.target:g} is no target", hint="target=0.95")
+        if not 0 <= self.seed < _MOST_SEEDS:
+            raise UsageError(f"seed={self.seed} is out of range", hint=f"0 to {_MOST_SEEDS - 1}")
 
     @property
     def grid(self) -> tuple[float, ...]:
@@ -95,6 +99,7 @@ class Question:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
+_MOST_SEEDS: Final = 2**31
 _LEAST: Final[Mapping[str, float]] = {
     "seeds": 2,
     "budget": 0,

@@ -65,7 +65,7 @@ class Recipe:
     def fixed(self) -> bool:
         """Whether two seeds give the same initial weights, as those of a network given as such."""
         build = self.factory()
-        first, second = build(0).state_dict(), build(1).state_dict()
+        first, second = (dict(build(seed).named_parameters()) for seed in (0, 1))
         return all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -32,7 +32,6 @@ FILES: Final = (
     "cut.json",
     "report.html",
     "report.json",
-    "report.md",
     "results.csv",
 )
 #: Folders in a run folder, and what the names of the files in them look like.
@@ -40,8 +39,6 @@ FOLDERS: Final[Mapping[str, str]] = {
     "trials": PATTERN,
     "figures": r"[\w.-]+\.(svg|png|csv|json)",
 }
-#: The key of a question whose value may differ between a run and its continuation.
-NOTES: Final = "notes"
 _ELSEWHERE: Final = "choose another folder with -o"
 
 
@@ -70,8 +67,7 @@ class RunFolder:
 
         Args:
             path: The folder. Without ``resume`` and ``force`` it must not exist or be empty.
-            question: All that shapes the numbers, JSON-ready; and under ``"notes"`` what may
-                differ when the run goes on.
+            question: All that shapes the numbers, JSON-ready.
             resume: Go on with the run there, which must be of the same question.
             force: Replace a folder that holds nothing but files of a comparison.
 
@@ -200,13 +196,14 @@ def _check_same(path: Path, question: Mapping[str, Any]) -> None:
     if there is None:
         raise UsageError(f"there is no run to resume in {path}", hint=_BEGIN)
     here = json.loads(dumps(question))
-    there.pop(NOTES, None)
-    here.pop(NOTES, None)
     found = _difference(there, here)
     if found is not None:
         key, old, new = found
+        what = f"{key} was {old} there and is {new} here"
+        if key.endswith("_sha256"):
+            what = f"the file of the {key.removesuffix('_sha256')} has changed since"
         raise UsageError(
-            f"the run in {path} is of another question: {key} was {old} there and is {new} here",
+            f"the run in {path} is of another question: {what}",
             hint=f"ask the same again, or {_ELSEWHERE}",
         )
 

@@ -82,6 +82,8 @@ def run_job(
     norms = [arm.norm for arm in usable if arm.norm not in pilot.failed]
     if reference not in norms:
         raise _unusable(reference, arms, pilot, model)
+    if len(norms) < 2:
+        raise _alone(norms, arms, pilot)
     full, notes = wanted(question, loaded)
     phases = Phases(
         question=question,
@@ -132,7 +134,7 @@ def _check_batch(question: Question, data: Data) -> None:
         raise SpecError(
             f"a batch of {question.batch_size} is more than the {len(data.train)} training "
             f"samples of {data.name}",
-            hint=f"--batch-size {max(1, len(data.train) // 4)}",
+            hint=f"--batch-size {max(2, len(data.train) // 4)}",
         )
 
 
@@ -150,6 +152,17 @@ def _unusable(reference: str, arms: Sequence[ArmPlan], pilot: Pilot, model: str)
         pilot.failed.get(reference) or f"{model} cannot be trained as it is: {left_out}",
         hint="mend the model, the data or the loss",
     )
+
+
+def _alone(norms: Sequence[str], arms: Sequence[ArmPlan], pilot: Pilot) -> SpecError:
+    """One arm is no comparison."""
+    reasons = [
+        f"{arm.norm}: {arm.left_out or pilot.failed[arm.norm]}"
+        for arm in arms
+        if arm.norm not in norms
+    ]
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    return SpecError(f"there is nothing to compare {norms[0]} with{why}", hint="add other --norms")
 
 
 def _arm(arm: ArmPlan, pilot: Pilot, schedule: Schedule) -> Arm:

@@ -71,6 +71,8 @@ def _central(theta: float, freedom: int) -> float:
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """The mean and the ends of its 95 % t interval, which one value alone leaves infinite.
 
+    A mean that rounding alone keeps from 0 is 0.
+
     Args:
         values: Finite, one a seed.
 
@@ -79,6 +81,8 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """
     scaled, size = _scaled(values)
     mean = math.fsum(scaled) / len(scaled)
+    if abs(mean) * len(scaled) <= _TIE * math.fsum(np.abs(scaled)):
+        mean = 0.0
     if len(scaled) == 1:
         return mean * size, -math.inf, math.inf
     half = t_quantile(len(scaled) - 1) * deviation(scaled.tolist()) / math.sqrt(len(scaled))
@@ -178,20 +182,28 @@ def too_few(seeds: int, tests: int, noun: str) -> Iterator[str]:
         yield f"{ours} over {theirs} cannot reach p < {LEVEL}: {seeds_needed(tests)} seeds can"
 
 
-def order(value: Censored, reference: Censored, horizons: Horizons = INFINITE) -> int:
+def order(
+    value: Censored, reference: Censored, horizons: Horizons = INFINITE, same: float = 1.0
+) -> int:
     """1 where the value is the larger, -1 where the reference is, 0 where equal or unknown.
 
     A value that is censored is known to be above its horizon and no more (Gehan, A generalized
     Wilcoxon test for comparing arbitrarily singly-censored samples, 1965).
+
+    Args:
+        value: 0 or above.
+        reference: 0 or above.
+        horizons: What a censored value, and a censored reference, are above.
+        same: Values up to this factor apart are equal.
     """
     own, other = horizons
     if value is None and reference is None:
         return 0
     if value is None:
-        return int(reference is not None and reference <= own)
+        return int(reference is not None and reference * same <= own)
     if reference is None:
-        return -int(value <= other)
-    return (value > reference) - (value < reference)
+        return -int(value * same <= other)
+    return (value > reference * same) - (value * same < reference)
 
 
 def median(values: Sequence[Censored]) -> float | None:

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnify.borrow import evaluating, seeded
+from bnify.borrow import copy_model, evaluating, seeded
 from bnify.comparing.gradients import gradient_spread
 from bnify.comparing.question import Question
 from bnify.comparing.trial import Outcome, Trial
-from bnify.errors import BnifyError
+from bnify.errors import BnifyError, SpecError
 from bnify.optim import param_groups
-from bnify.spec.usercode import user_code
+from bnify.spec.usercode import a_type, user_code
 from bnify.structure import outputs_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _GROWTH: Final = 1.25
 #: and at least every this share of the run.
 _LONGEST_GAP: Final = 1 / 12
 
-Loss = Callable[[Any, Tensor], Tensor]
+Loss = Callable[[Any, Tensor], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +62,11 @@ class Setup:
         return self.data.task == "classification"
 
     @cached_property
-    def constant(self) -> Tensor:
-        """The training data's most frequent class, or the mean of the targets (1, ...)."""
+    def frequent(self) -> Tensor:
+        """The most frequent class of the training data, a scalar."""
         everything = torch.arange(len(self.data.train))
         targets = torch.cat([self.data.train.batch(i)[1] for i in _chunks(everything)])
-        return targets.mode().values if self.classifies else targets.mean(0, keepdim=True)
+        return targets.mode().values
 
 
 def looks(steps: int) -> tuple[int, ...]:
@@ -143,6 +143,7 @@ class _Run:
         self.validation = sample(setup.data.validation, VALIDATION_SAMPLE)
         self.training = sample(setup.data.train, TRAINING_SAMPLE)
         self.training_at_end = sample(setup.data.train, FINAL_SAMPLE)
+        self.untrained = None if setup.classifies else copy_model(model)
         self.seconds = 0.0
 
     def result(self) -> Outcome:
@@ -198,16 +199,31 @@ class _Run:
         """Metric and loss on the samples of training and validation data."""
         data, training = self.setup.data, self.training_at_end if last else self.training
         return (
-            _scored(self.model, data.train, training, self.setup),
-            _scored(self.model, data.validation, self.validation, self.setup),
+            self._finite(data.train, training, None),
+            self._finite(data.validation, self.validation, None),
         )
 
     def _score(self, part: Part, diverged: int | None) -> tuple[float, float]:
         """Metric and loss on a whole part."""
-        everything = torch.arange(len(part))
+        return self._finite(part, torch.arange(len(part)), diverged)
+
+    def _finite(self, part: Part, indices: Tensor, diverged: int | None) -> tuple[float, float]:
+        """Metric and loss; of a run that diverged the metric that it is worth, and that is finite.
+
+        Raises:
+            SpecError: Not even the untrained model has a finite loss.
+        """
+        loss = math.inf
         if diverged is None:
-            return _scored(self.model, part, everything, self.setup)
-        return constant_score(part, everything, self.setup), math.inf
+            metric, loss = _scored(self.model, part, indices, self.setup)
+            if math.isfinite(loss):
+                return metric, loss
+        if self.untrained is None:
+            return frequent_score(part, indices, self.setup), loss
+        metric, finite = _scored(self.untrained, part, indices, self.setup)
+        if not math.isfinite(finite):
+            raise SpecError("the loss of the untrained model is not finite")
+        return metric, loss
 
 
 def backward(
@@ -216,12 +232,25 @@ def backward(
     """Gradients of one batch; False where its loss is not finite, and there are none."""
     call, targets = setup.data.train.batch(indices)
     output = call.to(device=setup.device)(model)
-    loss = setup.loss(output, targets.to(setup.device))
+    loss = one_loss(output, targets.to(setup.device), setup)
     if not math.isfinite(loss.item()):
         return False  # the caller ends the run
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     return True
+
+
+def one_loss(output: Any, targets: Tensor, setup: Setup) -> Tensor:
+    """The loss of a batch.
+
+    Raises:
+        SpecError: The user's function gives no tensor of one number.
+    """
+    loss = setup.loss(output, targets)
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss
+    size = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else a_type(loss)
+    raise SpecError(f"the loss is {size}, not a tensor of one number", hint="return its mean")
 
 
 def batch_order(samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
@@ -255,31 +284,23 @@ def make_optimizer(model: nn.Module, lr: float, question: Question) -> torch.opt
 
 @torch.no_grad()
 def _scored(model: nn.Module, part: Part, indices: Tensor, setup: Setup) -> tuple[float, float]:
-    """Metric and loss in eval mode; where the loss is not finite, the metric of a constant."""
+    """Metric and loss in eval mode, NaN and infinity as they come."""
     correct, total = 0, 0.0
     with evaluating(model):
         for chunk in _chunks(indices):
             call, targets = part.batch(chunk)
             output, targets = call.to(device=setup.device)(model), targets.to(setup.device)
-            total += setup.loss(output, targets).item() * len(chunk)
+            total += one_loss(output, targets, setup).item() * len(chunk)
             if setup.classifies:
                 correct += int((first_tensor(output).argmax(1) == targets).sum())
     loss = total / len(indices)
-    if not math.isfinite(loss):
-        return constant_score(part, indices, setup), loss
     return (correct / len(indices) if setup.classifies else loss), loss
 
 
-def constant_score(part: Part, indices: Tensor, setup: Setup) -> float:
-    """The metric of the best answer that ignores the input: what a diverged run is worth.
-
-    For a classification the accuracy of the training data's most frequent class, else the loss of
-    the training targets' mean.
-    """
+def frequent_score(part: Part, indices: Tensor, setup: Setup) -> float:
+    """Accuracy of the training data's most frequent class: the best answer that sees no input."""
     asked = torch.cat([part.batch(chunk)[1] for chunk in _chunks(indices)])
-    if setup.classifies:
-        return float((asked == setup.constant).double().mean())
-    return float(setup.loss(setup.constant.expand_as(asked), asked))
+    return float((asked == setup.frequent).double().mean())
 
 
 def _chunks(indices: Tensor) -> tuple[Tensor, ...]:

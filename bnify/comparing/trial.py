@@ -41,8 +41,8 @@ class Outcome:
     """What came of a trial. Lists run along ``steps``, the steps after which it was looked at.
 
     "Metric" is the accuracy (0 to 1) of a classification, and the loss otherwise. A run that
-    diverged is scored as the best constant answer, on the same data: a finite number that no
-    working run is below.
+    diverged is worth what the most frequent class is, or the loss of the untrained model, on the
+    same data: finite numbers.
 
     Attributes:
         trial: What was run.

@@ -14,7 +14,7 @@ from bnify.errors import OptionsError, PlanError, UsageError
 from bnify.norms import AFFINE_KINDS, BATCH_KINDS, check_kind
 
 POSITIONS: Final = ("before-act", "after-act")
-INITS: Final = ("reset", "preserve")
+INITS: Final = ("reset", "preserve", "stats")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +82,19 @@ class InsertOptions:
                 f"init='preserve' needs a batch norm with scale and shift, not {self.norm!r}",
                 hint="use norm='batch', or init='reset'",
             )
+        if self.init == "stats" and self.norm not in BATCH_KINDS:
+            raise OptionsError(
+                f"init='stats' needs a norm with running statistics, not {self.norm!r}",
+                hint="use norm='batch', or init='reset'",
+            )
         if self.init == "preserve" and self.zero_gamma:
             raise OptionsError(
                 "zero_gamma changes the function, init='preserve' keeps it",
+                hint="use init='reset' with zero_gamma",
+            )
+        if self.init == "stats" and self.zero_gamma:
+            raise OptionsError(
+                "zero_gamma is for training from scratch, init='stats' for trained weights",
                 hint="use init='reset' with zero_gamma",
             )
         if self.zero_gamma and self.norm not in AFFINE_KINDS | {"auto"}:

@@ -69,8 +69,8 @@ def _metric_blocks(comparison: Comparison, setting: str) -> list[Block]:
         words.append(f"Diverged here: {lost}; scored as the best constant answer.")
     if odd := beyond_interval(comparison, setting):
         words.append(
-            f"The interval of {listed(odd)} leaves out 0, but as one of several that is no proof: "
-            "verdicts are after Holm's correction."
+            f"The interval of {listed(odd)} leaves out 0, but verdicts are by the sign-flip test "
+            "after Holm's correction over the norms, which asks for more."
         )
     return [table, *([Paragraph(" ".join(words))] if words else [])]
 
@@ -98,7 +98,11 @@ def remarks(comparison: Comparison) -> list[Block]:
 
 def _of_arms(comparison: Comparison) -> list[str]:
     """Notes on single arms, and learning rates that were chosen at the end of what was tried."""
-    notes = [f"{arm.norm}: {note}" for arm in comparison.arms for note in arm.notes]
+    norms: dict[str, list[str]] = {}
+    for arm in comparison.arms:
+        for note in arm.notes:
+            norms.setdefault(note, []).append(arm.norm)
+    notes = [f"{', '.join(arms)}: {note}" for note, arms in norms.items()]
     for edge, mark, other in (("lowest", "≤", "lower"), ("highest", "≥", "higher")):
         arms = [f"{a.norm} ({rate(a.best_lr)})" for a in trained(comparison) if a.at_edge == edge]
         if arms:

@@ -90,6 +90,7 @@ dt { color: var(--soft); } dd { margin: 0; }
   .claims tr { padding: 10px 0; border-bottom: 1px solid var(--rule); }
   .claims tbody th, .claims tbody td { padding: 0; border: 0; width: auto; white-space: normal; }
   .claims tbody th { font-weight: 600; max-width: none; }
+  .claims tbody td:last-child { width: auto; min-width: 0; }
   dl { grid-template-columns: minmax(0, 1fr); gap: 0; } dd { margin-bottom: 8px; }
 }
 @media print { h2 { break-after: avoid; } figure, table { break-inside: avoid; } }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from bnify.comparing.comparison import Comparison
+from bnify.comparing.disk import put
 from bnify.report.comparison_csv import to_csv
 from bnify.report.comparison_figures import available, png, svg
 from bnify.report.comparison_html import to_html
@@ -28,7 +29,7 @@ def write_report(comparison: Comparison, folder: Path) -> dict[str, str]:
         PNG and an SVG of each.
 
     Raises:
-        OSError: The folder cannot be written.
+        OutputError: The folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
@@ -37,7 +38,7 @@ def write_report(comparison: Comparison, folder: Path) -> dict[str, str]:
         "values": ("results.csv", to_csv(comparison)),
     }
     for name, text in texts.values():
-        _put(folder / name, text.encode())
+        put(folder / name, text)
     written = {key: name for key, (name, _) in texts.items()}
     if _write_figures(comparison, folder / FIGURES):
         written["figures"] = FIGURES
@@ -54,13 +55,6 @@ def _write_figures(comparison: Comparison, folder: Path) -> bool:
     if drawn:
         folder.mkdir(exist_ok=True)
     for plot in drawn:
-        _put(folder / f"{plot.name}.png", png(plot))
-        _put(folder / f"{plot.name}.svg", svg(plot).encode())
+        put(folder / f"{plot.name}.png", png(plot))
+        put(folder / f"{plot.name}.svg", svg(plot))
     return bool(drawn)
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, whatever stops the process."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)

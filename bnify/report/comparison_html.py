@@ -159,9 +159,10 @@ def _design(comparison: Comparison) -> Iterator[str]:
     pairs = {
         "Arms": f"{reference} is the model that all others are compared with. Each kind of norm is "
         "put into the same model; nothing else of it changes.",
-        "Pairs": "For one seed, all arms have the same split of the data, the same initial weights "
-        "and the same order of batches. Differences are taken within a seed, so what a seed does "
-        "to all arms alike cancels.",
+        "Pairs": "For one seed, all arms have the same initial weights and the same order of "
+        "batches. Differences are taken within a seed, so what a seed does to all arms alike "
+        "cancels. The split of the data is one for all seeds: intervals and p are about other "
+        "seeds on these data, not about other data.",
         "Training": f"{comparison.steps} steps of {comparison.batch_size} samples, "
         f"{comparison.optimizer}.",
         "Learning rates": f"Each arm has its own: the one with the {good} mean {metric} on "
@@ -174,7 +175,8 @@ def _design(comparison: Comparison) -> Iterator[str]:
         "does not mean equal.",
         "Steps to the target": "A run that never gets there is kept as “later than the last step, "
         f"{comparison.steps}”, not dropped; medians take it so. The time to the target is these "
-        "steps times the median time of a step, which is measured in turns with the reference.",
+        "steps times the median time of a step, which is measured in turns with the reference; "
+        "times less than 5 % apart count as equal.",
         "Diverged": f"A run whose loss is no longer finite is scored with the {metric} of the best "
         "constant answer, and counted; it has no gap.",
         "Gradient spread": "Of each layer's weights the norm of the gradient over the norm of the "

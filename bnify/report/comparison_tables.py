@@ -47,7 +47,9 @@ def metric_table(comparison: Comparison, setting: str = "best-lr") -> Table:
     if setting == "equal-lr":
         lrs = {m.lr for m in comparison.measures if m.setting == setting}
         one = f" {rate(min(lrs))}" if len(lrs) == 1 else ""
-        own = f"all at the learning rate{one} that is best for {comparison.reference}"
+        own = f"all at the learning rate{one}"
+        if comparison.reference in (arm.norm for arm in trained(comparison)):
+            own += f" that is best for {comparison.reference}"
     return Table(
         f"Test {comparison.metric}, {own} (mean ± sd over {_seeds(comparison, setting)}{side})",
         (
@@ -137,8 +139,11 @@ def fit_table(comparison: Comparison) -> Table:
                 _spread(during),
             )
         )
+    gap_is = "training minus validation"
+    if not comparison.higher_is_better:
+        gap_is = "validation minus training"
     return Table(
-        "Overfitting (training minus validation), gradient spread over layers (median)",
+        f"Overfitting ({gap_is} {comparison.metric}), gradient spread (median)",
         (
             _NORM,
             Column("Gap", numeric=True),

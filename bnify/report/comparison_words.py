@@ -79,7 +79,7 @@ def reached(measure: Measure | None, horizon: int) -> str:
 def duration(measure: Measure | None) -> str:
     """Median time to the target."""
     known = measure is not None and measure.center is not None and math.isfinite(measure.center)
-    return seconds(measure.center) if known and measure and measure.center else MISSING
+    return seconds(measure.center) if known and measure and measure.center is not None else MISSING
 
 
 def times(value: float | None) -> str:
@@ -135,11 +135,27 @@ def better(comparison: Comparison, verdict: Verdict) -> bool:
     return verdict is (Verdict.HIGHER if comparison.higher_is_better else Verdict.LOWER)
 
 
+def _incomparable(comparison: Comparison) -> str:
+    """Why there is nothing to compare; empty where there may be something."""
+    arms = [arm.norm for arm in trained(comparison)]
+    if not arms and comparison.partial:
+        return "Stopped before learning rates were chosen, so there is nothing to compare yet."
+    if not arms:
+        return "No arm trained at any learning rate, so there is nothing to compare."
+    reference = comparison.reference
+    if arms == [reference]:
+        return f"Of {reference} alone there are figures: no norm is there to be compared with it."
+    if reference not in arms:
+        alone = listed(arms)
+        return f"There are no figures of {reference} to compare with; those of {alone} stand alone."
+    return ""
+
+
 def headline(comparison: Comparison) -> str:
     """How many norms do better than the reference, in a sentence."""
     metric, reference = f"test {comparison.metric}", comparison.reference
-    if not trained(comparison):
-        return "No arm trained at any learning rate, so there is nothing to compare."
+    if unsaid := _incomparable(comparison):
+        return unsaid
     found: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
     for arm in trained(comparison):
         measure = comparison.measure(arm.norm, "metric")

@@ -53,9 +53,9 @@ def result_document(
     if files:
         blocks.append(Facts("Written", tuple(files.items())))
     if environment:
-        blocks.append(_made_with(environment))
+        blocks.append(made_with(environment))
     if not dry_run:
-        blocks.append(_closing(verification, export))
+        blocks.append(closing(verification, export))
     return Document(title, tuple(blocks))
 
 
@@ -130,6 +130,7 @@ def _edit_note(edit: Edit, *, exact: bool) -> str:
         for word, holds in (
             ("on tokens", edit.tokens),
             ("starts as the old function", edit.init == "preserve"),
+            ("starts with the data's statistics", edit.init == "stats"),
             ("bias folded into the running mean", edit.drop_bias),
             ("scale starts at 0", edit.zero_gamma),
         )
@@ -169,7 +170,7 @@ def export_document(export: Any, *, target: str, environment: Mapping[str, Any] 
     """The report on an export."""
     blocks = export_blocks(export)
     if environment:
-        blocks.append(_made_with(environment))
+        blocks.append(made_with(environment))
     blocks.append(verdict_of(export.verification))
     return Document(f"bnify export  {target}", tuple(blocks))
 
@@ -180,12 +181,12 @@ def verification_document(
     """The report on a verification of two models."""
     blocks = verification_blocks(verification)
     if environment:
-        blocks.append(_made_with(environment))
+        blocks.append(made_with(environment))
     blocks.append(verdict_of(verification))
     return Document(f"bnify verify  {target}", tuple(blocks))
 
 
-def _closing(verification: Any, export: Any) -> Verdict:
+def closing(verification: Any, export: Any) -> Verdict:
     """The verdict on everything that was verified: the last line says how it ended."""
     exported = getattr(export, "verification", None)
     if exported is not None and not exported.passed:
@@ -196,7 +197,8 @@ def _closing(verification: Any, export: Any) -> Verdict:
     return closing
 
 
-def _made_with(environment: Mapping[str, Any]) -> Facts:
+def made_with(environment: Mapping[str, Any]) -> Facts:
+    """Versions, device and seed that a result was made with."""
     versions = environment.get("versions", {})
     shown = [f"{name} {versions[name]}" for name in ("bnify", "torch") if name in versions]
     pairs = [("versions", ", ".join(shown)), ("device", str(environment.get("device", "cpu")))]

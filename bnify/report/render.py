@@ -8,10 +8,12 @@ from enum import StrEnum
 from typing import Any
 
 from bnify.auditing.finding import AuditReport
+from bnify.calibrating.result import Calibration
 from bnify.comparing.comparison import Comparison
 from bnify.errors import BnifyError
 from bnify.report import json
 from bnify.report.audited import render_audit
+from bnify.report.calibrated import calibration_document
 from bnify.report.compared import comparison_document
 from bnify.report.content import export_document, result_document, verification_document
 from bnify.report.diagnosis import doctor_document
@@ -56,8 +58,8 @@ def render(
     """A result as text.
 
     Args:
-        result: A Result, an Export, a Verification, an AuditReport, a Comparison, or what ``bnify
-            doctor`` found (a dict).
+        result: A Result, an Export, a Verification, an AuditReport, a Comparison, a Calibration
+            (or one with its model), or what ``bnify doctor`` found (a dict).
         fmt: ``"rich"`` for a terminal, ``"json"`` or ``"md"``; for an AuditReport also
             ``"concise"``, ``"sarif"`` or ``"github"``.
         width: Columns for ``rich``; None means 80.
@@ -99,6 +101,10 @@ def _document(
         return verification_document(result, target=target, environment=environment)
     if isinstance(result, Comparison):
         return comparison_document(result, files=files)
+    if isinstance(result, Calibration) or hasattr(result, "calibration"):
+        return calibration_document(
+            result, target=target, files=files, export=export, environment=environment
+        )
     if isinstance(result, Mapping):
         return doctor_document(result)
     if hasattr(result, "plan"):
@@ -132,7 +138,7 @@ def _data(
         return {**result.to_dict(), **written, **made}
     if isinstance(result, Mapping):
         return {"schema": json.SCHEMA, "verb": "doctor", **result}
-    if not hasattr(result, "plan"):
+    if not hasattr(result, "plan") and not isinstance(result, Calibration):
         head = {"schema": json.SCHEMA, "verb": "export", "target": target}
         return {**head, **json.export_data(result), "files": {"onnx": str(result.path)}, **made}
     data = {**result.to_dict(), **shown, **made}

@@ -7,6 +7,7 @@ from torch import fx, nn
 from bnify.capture import Captured
 from bnify.errors import PlanError
 from bnify.fingerprint import fingerprint
+from bnify.insertion.options import INITS
 from bnify.layers import carries_norm
 from bnify.norms import BATCH_KINDS, KINDS
 from bnify.plan import Edit, Plan
@@ -97,8 +98,10 @@ def _problem(
         return f"drop_bias does not go with {edit.norm} norm behind {at}"
     if edit.drop_bias and getattr(module, "bias", None) is None:
         return "drop_bias, but the layer has no bias"
-    if edit.init not in ("reset", "preserve"):
+    if edit.init not in INITS:
         return f"unknown init {edit.init!r}"
+    if edit.init == "stats" and edit.norm not in BATCH_KINDS:
+        return f"init 'stats' does not go with {edit.norm} norm"
     if edit.init == "preserve" and edit.norm not in ("batch", "sync"):
         return f"init 'preserve' does not go with {edit.norm} norm"
     return None

@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from bnify.pooled import Point, Pooled
 from bnify.errors import PlanError
 from bnify.norms import build, each_norm, effective_eps
 from bnify.plan import Edit, Plan
+from bnify.pooled import Point, Pooled
 
 Statistics = Mapping[str, Sequence[Pooled]]
 
 
 def points(plan: Plan) -> list[Point]:
-    """Where statistics have to be measured for ``init="preserve"``."""
+    """Where statistics have to be measured: behind every layer whose norm starts from them."""
     return [
         Point(edit.carrier, edit.axis, edit.channels, edit.calls)
         for edit in plan.edits
-        if edit.init == "preserve"
+        if edit.init != "reset"
     ]
 
 
@@ -29,9 +29,8 @@ def initial_norms(
 ) -> dict[str, nn.Module]:
     """One norm module per edit, by the path that carries it.
 
-    With ``init="preserve"`` and measured statistics, γ = sqrt(var + ε) and β = mean, so that in
-    eval mode (x − mean) / sqrt(var + ε) · γ + β = x. A dropped bias b moves into the running mean:
-    (Wx + b) − mean = Wx − (mean − b).
+    With measured statistics each norm is as :func:`start` leaves it. A dropped bias b moves into
+    the running mean: (Wx + b) − mean = Wx − (mean − b).
     """
     norms = {}
     for edit in plan.edits:
@@ -40,9 +39,9 @@ def initial_norms(
         module = build(edit, like)
         measured = (statistics or {}).get(edit.carrier, ())
         with torch.no_grad():
-            if edit.init == "preserve" and measured:
+            if edit.init != "reset" and measured:
                 for norm, pooled in zip(each_norm(module), measured, strict=True):
-                    _preserve(norm, pooled, edit)
+                    start(norm, pooled, edit)
             if edit.drop_bias:
                 for norm in each_norm(module):
                     _tensor(norm, "running_mean").sub_(_tensor(layer, "bias"))
@@ -50,14 +49,29 @@ def initial_norms(
     return norms
 
 
-def _preserve(norm: nn.Module, pooled: Pooled, edit: Edit) -> None:
-    scale = (pooled.var + effective_eps(edit)).sqrt()
-    for name, value in (
-        ("running_mean", pooled.mean),
-        ("running_var", pooled.var),
-        ("weight", scale),
-        ("bias", pooled.mean),
-    ):
+@torch.no_grad()
+def start(norm: nn.Module, pooled: Pooled, edit: Edit) -> None:
+    """Give a batch norm the statistics of its input, and the scale and shift that go with them.
+
+    ``preserve``: γ = sqrt(var + ε) and β = mean, so that in eval mode
+    (x − mean) / sqrt(var + ε) · γ + β = x. ``stats``: γ = 1 and β = 0, as they are.
+
+    Args:
+        norm: The norm, in its container or out of it; edited in place.
+        pooled: The statistics of one call.
+        edit: Its edit.
+
+    Raises:
+        PlanError: A value is too large for the norm's dtype.
+    """
+    (norm,) = each_norm(norm)
+    values = [("running_mean", pooled.mean), ("running_var", pooled.var)]
+    if edit.init == "preserve":
+        values += [
+            ("weight", (pooled.var + effective_eps(edit)).sqrt()),
+            ("bias", pooled.mean),
+        ]
+    for name, value in values:
         tensor = _tensor(norm, name)
         tensor.copy_(value)
         if not bool(tensor.isfinite().all()):

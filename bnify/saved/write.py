@@ -17,6 +17,7 @@ from bnify.changes import Change
 from bnify.environment import environment, file_sha256
 from bnify.errors import ExportError, PlanError, VerificationError
 from bnify.plan import Plan
+from bnify.ranks import on_first_rank
 from bnify.saved.folder import ONNX, OURS, RECIPE, REPORT, SCHEMA, WEIGHTS
 from bnify.saved.state import state_of, write_tensors
 from bnify.strict_json import dumps
@@ -64,8 +65,14 @@ class Saved:
 
 
 def save(result: Savable, directory: str | Path, *, onnx: bool = True, force: bool = False) -> Path:
-    """Write the four files and note them in ``result.files``; raises as :func:`write`."""
-    return write(result, directory, onnx=onnx, force=force).directory
+    """Write the four files and note them in ``result.files``; raises as :func:`write`.
+
+    Under ``torchrun`` every rank calls it; rank 0 writes and the others wait.
+    """
+    result.files.update(
+        on_first_rank(lambda: write(result, directory, onnx=onnx, force=force).files)
+    )
+    return Path(directory)
 
 
 def write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 
 import torch
@@ -27,7 +28,8 @@ def verify_insertion(
     original: nn.Module,
     result: nn.Module,
     graph: fx.GraphModule,
-    drift_call: Call,
+    drift_calls: Sequence[Call],
+    others: Sequence[Check] = (),
 ) -> Verification:
     """Measure a rewritten model before anybody gets it.
 
@@ -36,10 +38,11 @@ def verify_insertion(
         original: The model as it was.
         result: The rewritten model that will be handed out; it is run on a copy.
         graph: The rewritten recording that will be handed out.
-        drift_call: Inputs at the training batch size, for the train-mode drift.
+        drift_calls: Inputs for the train-mode drift, one call for each batch size.
+        others: Checks that were made already and count as well.
     """
     with full_precision():
-        return _verify(realised, original, result, graph, drift_call)
+        return _verify(realised, original, result, graph, drift_calls, others)
 
 
 def _verify(
@@ -47,7 +50,8 @@ def _verify(
     original: nn.Module,
     result: nn.Module,
     graph: fx.GraphModule,
-    drift_call: Call,
+    drift_calls: Sequence[Call],
+    others: Sequence[Check],
 ) -> Verification:
     if not realised.plan.edits:
         check = _delivered(result, graph, realised.call)
@@ -58,7 +62,7 @@ def _verify(
     delivered = _delivered(result, graph, realised.call)
     if delivered.passed is False and realised.baked:
         delivered = Check(name=delivered.name, passed=None, detail=realised.baked)
-    checks = [*algebra.checks, delivered]
+    checks = [*algebra.checks, delivered, *others]
     if all(edit.init == "preserve" for edit in realised.plan.edits):
         checks.append(_kept(realised, original, result))
     notes = []
@@ -66,7 +70,7 @@ def _verify(
         notes.append(
             f"the model does not run in float64 ({realised.why_narrow}): compared in its own dtype"
         )
-    drift = train_drift(original, result, drift_call)
+    drifts = [train_drift(original, result, call) for call in drift_calls]
     decided = [check.passed for check in checks if check.passed is not None]
     return Verification(
         passed=bool(decided) and all(decided),
@@ -74,7 +78,7 @@ def _verify(
         device=str(next((p.device for p in result.parameters()), torch.device("cpu"))),
         first_divergent=None if all(decided) else algebra.first_divergent,
         checks=tuple(checks),
-        drift=() if drift is None else (drift,),
+        drift=tuple(drift for drift in drifts if drift is not None),
         inputs=("example", "redrawn (seed 1)"),
         notes=tuple(notes),
     )

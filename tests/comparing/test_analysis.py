@@ -305,6 +305,9 @@ def test_an_interrupted_comparison_is_analysed_as_far_as_it_goes(share):
     kept = dict(list(outcomes.items())[: int(share * len(outcomes))])
     comparison = world.compare(kept, partial="interrupted")
     json.loads(dumps(comparison.to_dict()))
+    said = " ".join(comparison.notes)
+    assert "no arm trained" not in said
+    assert ("no learning rate was chosen" in said) == (share == 0)
     if share == 0:
         assert {arm.left_out for arm in comparison.arms} == {
             "its learning rate was not tuned: runs are missing"
@@ -501,3 +504,32 @@ def test_a_loss_above_zero_has_a_geometric_mean_and_another_one_an_arithmetic():
 
 def _below_zero(outcome):
     return replace(outcome, train_loss=tuple(loss - 10 for loss in outcome.train_loss))
+
+
+def test_a_target_that_an_untrained_model_has_is_told():
+    usual = _world(batch=PLAIN).compare()
+    assert not any("before their first step" in note for note in usual.notes)
+    easy = replace(_world(batch=PLAIN), target=0.05).compare()
+    assert any("16 of 16 runs are at the target before" in note for note in easy.notes)
+
+
+def test_tuning_runs_that_raised_are_told():
+    def raising(run):
+        high = run.trial.lr == 3.0
+        return Outcome(trial=run.trial, error="batch at learning rate 3 raised") if high else run
+
+    comparison = _world(batch=Truth(limit=3.0, change=raising)).compare()
+    notes = {arm.norm: arm.notes for arm in comparison.arms}
+    assert notes["batch"] == ("2 of 8 tuning runs failed: batch at learning rate 3 raised",)
+    assert notes["none"] == ()
+
+
+def test_noise_in_the_time_of_a_step_is_no_finding():
+    """A step is timed once: 2 % more is there in every seed, and would have the smallest p."""
+    exact = Truth(noise=0.0)
+    near, far = (
+        World(truths={"none": exact, "batch": exact}, arms={"batch": {"step_ms": ms}})
+        for ms in (1.02, 1.2)
+    )
+    assert near.compare().measure("batch", "time").difference.p == 1.0
+    assert far.compare().measure("batch", "time").difference.verdict is Verdict.HIGHER

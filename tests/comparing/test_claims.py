@@ -264,6 +264,7 @@ def test_the_models_own_batch_norms_stand_for_batch():
     for name in set(NAMES) - {"all-improve"}:
         assert claims[name].answer is before[name].answer, claims[name].figure
     assert "as-is 60 against none" in claims["fewer-steps"].figure
+    assert "without figures" not in claims["all-improve"].figure, "as-is has those of batch"
 
 
 def test_missing_seeds_count_for_no_claim():

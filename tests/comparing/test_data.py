@@ -189,7 +189,9 @@ def test_words_that_cannot_be_right(source: str, says: str, hint: str):
     assert hint in caught.value.hint
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form.takes_folder], ids=str)
+@pytest.mark.parametrize(
+    "form", [form for form in FORMS if form.takes_folder], ids=lambda form: form.word
+)
 def test_a_folder_that_is_not_there_or_empty_is_refused(tmp_path: Path, form):
     with pytest.raises(SpecError, match="there is no folder"):
         load_data(f"{form.word}:{tmp_path / 'none'}", MyNetwork())

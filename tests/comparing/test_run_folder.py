@@ -21,7 +21,6 @@ QUESTION = {
     "model": "net.py:Net",
     "options": {"seeds": 8, "lrs": [0.1, 1.0], "target": math.inf},
     "versions": {"torch": "2.9"},
-    "notes": {"host": "here"},
 }
 
 
@@ -167,7 +166,7 @@ def test_another_question_is_not_gone_on_with(change, words, tmp_path):
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
-def test_an_entry_that_is_gone_is_a_difference_and_notes_are_none(tmp_path):
+def test_an_entry_that_is_gone_is_a_difference(tmp_path):
     with _open(tmp_path / "run"):
         pass
     fewer = {key: value for key, value in QUESTION.items() if key != "versions"}
@@ -176,9 +175,17 @@ def test_an_entry_that_is_gone_is_a_difference_and_notes_are_none(tmp_path):
         _open(tmp_path / "run", fewer, resume=True),
     ):
         pytest.fail("it opened")
-    for notes in ({"host": "there"}, None):
-        with _open(tmp_path / "run", {**QUESTION, "notes": notes}, resume=True) as folder:
-            assert folder.outcomes() == {}
+
+
+def test_a_file_that_has_changed_is_named_without_its_digests(tmp_path):
+    with _open(tmp_path / "run", {**QUESTION, "model_sha256": "0" * 64}):
+        pass
+    with (
+        pytest.raises(UsageError, match="the file of the model has changed since") as caught,
+        _open(tmp_path / "run", {**QUESTION, "model_sha256": "1" * 64}, resume=True),
+    ):
+        pytest.fail("it opened")
+    assert "000" not in caught.value.message
 
 
 def test_force_replaces_all_of_ours(tmp_path):

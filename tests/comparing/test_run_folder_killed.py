@@ -113,7 +113,7 @@ class Half:
 real = pathlib.Path.open
 def opened(self, mode="r", *args, **kwargs):
     stream = real(self, mode, *args, **kwargs)
-    return Half(stream) if mode == "w" else stream
+    return Half(stream) if mode == "wb" else stream
 pathlib.Path.open = opened
 from bnify.comparing.run_folder import RunFolder
 from bnify.comparing.trial import Outcome, Trial

@@ -60,6 +60,13 @@ def test_the_interval_is_that_of_scipy(values):
     assert deviation(values) == pytest.approx(np.std(values, ddof=1), rel=1e-6)
 
 
+def test_a_mean_of_rounding_errors_is_none():
+    differences = [0.9 - 0.8, 0.7 - 0.8, 0.3 - 0.2, 0.2 - 0.3]
+    assert sum(differences) != 0
+    mean, low, high = interval(differences)
+    assert (mean, low) == (0.0, -high)
+
+
 def test_one_value_leaves_the_interval_infinite():
     assert interval([0.25]) == (0.25, -math.inf, math.inf)
     with pytest.raises(ValueError, match="two values"):
@@ -234,6 +241,14 @@ def test_unlike_horizons_leave_the_order_open():
     assert order(None, 3.0, (4.0, 9.0)) == 1
     assert order(5.0, None, (9.0, 4.0)) == 0
     assert order(3.0, None, (9.0, 4.0)) == -1
+
+
+def test_values_that_are_nearly_the_same_have_no_order():
+    assert order(1.04, 1.0, same=1.05) == order(1.0, 1.04, same=1.05) == 0
+    assert order(1.06, 1.0, same=1.05) == -order(1.0, 1.06, same=1.05) == 1
+    assert order(0.0, 0.0, same=1.05) == 0
+    assert order(None, 9.8, (10.0, 10.0), same=1.05) == 0, "it may be 10.1"
+    assert order(None, 9.0, (10.0, 10.0), same=1.05) == 1
 
 
 def test_medians_that_censoring_cannot_move():

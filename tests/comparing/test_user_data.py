@@ -220,3 +220,11 @@ def test_float64_is_kept_for_a_model_of_float64_and_cast_for_others():
         cast = load_data((part, part), net())
         assert everything(cast.train)[0].dtype == torch.float32
         assert "inputs of float64 were cast to float32" in cast.notes[-1]
+
+
+def test_a_class_that_was_never_trained_on_is_told():
+    (x, y), (x_test, y_test) = pair(20), pair(20, 2)
+    seen = (x[y != 2], y[y != 2])
+    data = load_data((seen, seen, (x_test, y_test)), net())
+    assert data.classes == 3
+    assert data.notes == ("no training sample is of class 2, which validation or test data have",)

@@ -18,8 +18,10 @@ from report.odd_comparisons import EVERY, all_sweeps, broken, hostile, partial, 
 from bnify.comparing.comparison import Verdict
 from bnify.report import render
 from bnify.report.comparison_csv import HEADER, to_csv
+from bnify.report.comparison_tables import fit_table, metric_table
 from bnify.report.comparison_words import (
     chance,
+    duration,
     headline,
     interval,
     listed,
@@ -116,6 +118,38 @@ def test_the_headline_follows_the_verdicts():
     assert "nothing to compare" in headline(EVERY["everything diverged"]())
     alone = replace(made, measures=tuple(m for m in made.measures if m.norm == "none"))
     assert headline(alone) == "No norm could be compared with none."
+
+
+def test_the_headline_says_why_there_is_nothing_to_compare():
+    made, lost = normal(), EVERY["everything diverged"]()
+    stopped = headline(replace(lost, partial="interrupted after 3 training runs"))
+    assert stopped.startswith("Stopped before learning rates were chosen"), "it may yet train"
+    only = replace(made, arms=made.arms[:1])
+    assert headline(only).startswith("Of none alone there are figures")
+    dead = replace(made.arms[0], left_out="every run diverged", best_lr=None)
+    without = replace(made, arms=(dead, *made.arms[1:3]))
+    assert headline(without).startswith("There are no figures of none to compare with; those of b")
+    title = metric_table(without, "equal-lr").title
+    assert "best for none" not in title
+    assert "best for none" in metric_table(made, "equal-lr").title
+
+
+def test_a_note_that_several_arms_share_is_said_once():
+    made = normal()
+    arms = tuple(replace(arm, notes=("it stays at inference",)) for arm in made.arms[1:3])
+    text = render(replace(made, arms=(made.arms[0], *arms)), "md")
+    assert "batch, batch-noaffine: it stays at inference" in text
+    assert text.count("it stays at inference") == 1
+
+
+def test_overfitting_of_a_loss_is_validation_minus_training():
+    assert "(training minus validation accuracy)" in fit_table(normal()).title
+    assert "(validation minus training loss)" in fit_table(regression()).title
+
+
+def test_a_target_that_takes_no_step_takes_no_time():
+    measure = next(m for m in normal().measures if m.name == "time")
+    assert duration(replace(measure, center=0.0)).startswith("0")
 
 
 def test_better_is_a_matter_of_the_metric():

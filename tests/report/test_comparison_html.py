@@ -255,6 +255,22 @@ def test_a_page_is_never_wider_than_the_phone(widths, make):
 
 
 @browser
+def test_claims_use_the_width_of_a_phone(look, tmp_path):
+    (tmp_path / "report.html").write_text(to_html(normal()), encoding="utf-8")
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        '<iframe id="f" src="report.html" style="width:400px;height:900px;border:0"></iframe>'
+        "<p id=w></p><script>onload = () => { w.textContent = Math.min(..."
+        "[...f.contentDocument.querySelectorAll('.claims td:last-child')]"
+        ".map(cell => cell.getBoundingClientRect().width)) }</script>",
+        encoding="utf-8",
+    )
+    found = re.search(r'<p id="w">([\d.]+)</p>', look(frame, "--dump-dom"))
+    assert found is not None
+    assert float(found[1]) > 340, "half of the screen stays empty"
+
+
+@browser
 def test_a_page_that_is_too_wide_is_found(widths):
     planted = to_html(normal()).replace("<header>", '<header style="width: 500px">')
     assert widths(planted)[0] > 360

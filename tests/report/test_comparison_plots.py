@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from report.comparisons import normal
 from report.odd_comparisons import EVERY, all_sweeps, everything_diverged, hostile, partial
 
+from bnify.atomic import OutputError
+from bnify.comparing.run_folder import RunFolder
 from bnify.report.comparison_figures import inline_svg, png, svg
 from bnify.report.comparison_files import write_report
 from bnify.report.comparison_plots import NAMES, Plot, plots
@@ -223,6 +226,27 @@ def test_the_files_of_a_report(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     write_report(all_sweeps(), tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+
+
+def test_what_a_killed_report_leaves_is_no_foreign_file(tmp_path, monkeypatch):
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # SIGKILL leaves no time for it
+        with pytest.raises(KeyboardInterrupt):
+            write_report(all_sweeps(), run)
+    assert list(run.iterdir()), "it was in the middle of writing"
+    with RunFolder.opened(run, {}, resume=False, force=True):
+        assert [path.name for path in sorted(run.iterdir())] == ["run.json", "trials"]
+
+
+def test_a_report_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*report\.html"):
+        write_report(all_sweeps(), tmp_path)
 
 
 def test_figures_of_an_earlier_report_do_not_stay(tmp_path):

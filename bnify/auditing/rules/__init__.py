@@ -33,6 +33,7 @@ from bnify.auditing.rules.bn305_train_eval_gap import TrainEvalGap
 from bnify.auditing.rules.bn306_stats_drift import StatisticsDrift
 from bnify.auditing.rules.bn307_ema_buffers_stale import AverageWithoutStatistics
 from bnify.auditing.rules.bn308_weight_decay_on_bn import WeightDecayOnNorm
+from bnify.auditing.rules.bn309_stats_contamination import StatisticsContamination
 from bnify.auditing.rules.bn401_foldable_bn_left import FoldableNormLeft
 from bnify.auditing.rules.bn402_unfoldable_bn import UnfoldableNorm
 from bnify.auditing.rules.bn403_fold_range import FoldRange
@@ -68,6 +69,7 @@ RULES: Final[tuple[Rule, ...]] = (
     StatisticsDrift(),
     AverageWithoutStatistics(),
     WeightDecayOnNorm(),
+    StatisticsContamination(),
     FoldableNormLeft(),
     UnfoldableNorm(),
     FoldRange(),

@@ -42,7 +42,7 @@ class MomentumOutOfRange(Rule):
     code = "BN203"
     name = "momentum-out-of-range"
     severity = Severity.ERROR
-    tiers = ("T1",)
+    tiers = ("T1", "T3")
     needs = needs(Need.MODULES)
     fix = "set momentum to 1 - m"
     safety = Safety.SAFE

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bnify.auditing.finding import Finding, Safety, Severity
+from bnify.auditing.observed import Observed
 from bnify.auditing.rule import Need, Rule, needs
 from bnify.auditing.subject import Subject
 
@@ -15,7 +16,8 @@ class OneValuePerChannel(Rule):
 
     What it checks:
         The size of what every batch norm normalizes in a pass at batch size 1, over its channels.
-        With the training loader, whether its last batch has one sample.
+        With the training loader, whether its last batch has one sample. In a training loop: the
+        passes that are looked at, and the one that raised.
 
     Why it is bad:
         The variance of one value is 0, so PyTorch raises "Expected more than 1 value per channel
@@ -41,13 +43,15 @@ class OneValuePerChannel(Rule):
     name = "one-value-per-channel"
     severity = Severity.WARNING
     tiers = ("T1", "T3")
-    needs = needs(Need.FORWARD)
+    needs = needs(Need.FORWARD, Need.LOOP)
     fix = "DataLoader(..., drop_last=True), or a group norm here"
     safety = Safety.ADVICE
     cost = "training raises on a batch of 1, and learns little on a batch of 2"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding a norm; an error where the loader has such a batch."""
+        if subject.observed is not None:
+            yield from self._observed(subject.observed)
         live = subject.live
         if live is None or live.captured is None:
             return
@@ -66,6 +70,17 @@ class OneValuePerChannel(Rule):
                 values["last_batch"] = last
             severity = Severity.ERROR if last == 1 else self.severity
             yield self.finding(layer, message, values, severity=severity)
+
+    def _observed(self, observed: Observed) -> Iterator[Finding]:
+        for layer, calls in observed.calls.items():
+            if calls.batch and calls.values == 1:
+                samples = calls.samples
+                yield self.finding(
+                    layer,
+                    f"1 value a channel in train mode, in a batch of {samples}",
+                    {"values_per_channel": 1, "batch": samples},
+                    severity=Severity.ERROR,
+                )
 
 
 def last_batch(loader: Any) -> int | None:

@@ -38,23 +38,30 @@ class SharedCallSites(Rule):
     name = "shared-call-sites"
     severity = Severity.WARNING
     tiers = ("T1", "T3")
-    needs = needs(Need.FORWARD)
+    needs = needs(Need.FORWARD, Need.LOOP)
     fix = "give each call a norm of its own"
     cost = "eval mode uses one average for populations that differ"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding a norm."""
-        if subject.live is None:
-            return
-        values: dict[str, list[object]] = {}
-        for use in subject.live.uses:
-            if use.of_batch and use.kind != "frozen" and use.tracked:
-                values.setdefault(use.layer, []).append(use.source.value)
-        for layer, nodes in values.items():
-            different = len(set(nodes))
+        for layer, (calls, different) in _calls(subject).items():
             if different > 1:
                 yield self.finding(
                     layer,
-                    f"it runs {len(nodes)} times in one forward pass, on {different} values",
-                    {"calls": len(nodes), "values": different},
+                    f"it runs {calls} times in one forward pass, on {different} values",
+                    {"calls": calls, "values": different},
                 )
+
+
+def _calls(subject: Subject) -> dict[str, tuple[int, int]]:
+    """Calls in one forward pass of each norm that tracks statistics, and on how many values."""
+    if subject.observed is not None:
+        seen = subject.observed.calls
+        return {layer: (calls.per_pass, calls.different) for layer, calls in seen.items()}
+    if subject.live is None:
+        return {}
+    values: dict[str, list[object]] = {}
+    for use in subject.live.uses:
+        if use.of_batch and use.kind != "frozen" and use.tracked:
+            values.setdefault(use.layer, []).append(use.source.value)
+    return {layer: (len(nodes), len(set(nodes))) for layer, nodes in values.items()}

@@ -41,35 +41,46 @@ class DistributedWithoutSync(Rule):
     name = "ddp-without-sync"
     severity = Severity.WARNING
     tiers = ("T1", "T3")
-    needs = needs((Need.WORLD, Need.FORWARD))
+    needs = needs((Need.WORLD, Need.FORWARD), (Need.WORLD, Need.LOOP))
     fix = "nn.SyncBatchNorm.convert_sync_batchnorm(model), or a group norm"
     cost = "statistics of a few samples, different on every rank"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding a norm."""
-        from torch import nn
-
-        live = subject.live
-        if live is None or live.captured is None:
-            return
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        recorded = live.captured.call.batch or 1
-        size = getattr(subject.loader, "batch_size", None)
-        size = size if isinstance(size, int) else recorded
-        seen: set[str] = set()
-        for use in live.uses:
-            module = live.owner(use)
-            if use.kind != "batch" or use.of_weight or use.layer in seen:
-                continue
-            if isinstance(module, nn.SyncBatchNorm):
-                continue
-            values = use.per_channel * size // recorded
-            if values >= _VALUES and size > _SAMPLES:
-                continue
-            seen.add(use.layer)
-            yield self.finding(
-                use.layer,
-                f"{size} samples and {values} values a channel on each of {world} devices "
-                f"(at least {_SAMPLES + 1} and {_VALUES})",
-                {"samples": size, "values_per_channel": values, "world": world},
-            )
+        for layer, size, values in _recorded(subject) or _observed(subject):
+            if values < _VALUES or size <= _SAMPLES:
+                yield self.finding(
+                    layer,
+                    f"{size} samples and {values} values a channel on each of {world} devices "
+                    f"(at least {_SAMPLES + 1} and {_VALUES})",
+                    {"samples": size, "values_per_channel": values, "world": world},
+                )
+
+
+def _recorded(subject: Subject) -> list[tuple[str, int, int]]:
+    """Plain batch norms, samples and values a channel on one device; of the loader's batches."""
+    from torch import nn
+
+    live = subject.live
+    if live is None or live.captured is None:
+        return []
+    recorded = live.captured.call.batch or 1
+    size = getattr(subject.loader, "batch_size", None)
+    size = size if isinstance(size, int) else recorded
+    least: dict[str, int] = {}
+    for use in live.uses:
+        if use.kind != "batch" or use.of_weight or isinstance(live.owner(use), nn.SyncBatchNorm):
+            continue
+        values = use.per_channel * size // recorded
+        least[use.layer] = min(values, least.get(use.layer, values))
+    return [(layer, size, values) for layer, values in least.items()]
+
+
+def _observed(subject: Subject) -> list[tuple[str, int, int]]:
+    """The same of a training loop."""
+    return [
+        (layer, calls.samples, calls.values)
+        for layer, calls in (subject.observed.calls if subject.observed else {}).items()
+        if calls.batch and not calls.synchronised and calls.values is not None
+    ]

@@ -48,23 +48,15 @@ class SmallBatchStatistics(Rule):
     name = "small-batch-statistics"
     severity = Severity.WARNING
     tiers = ("T2", "T3")
-    needs = needs(Need.DATA)
+    needs = needs(Need.DATA, Need.LOOP)
     fix = "larger batches, SyncBatchNorm, group norm, or freeze the norm"
     safety = Safety.ADVICE
     cost = "training fits the noise of its batches, which eval mode does not have"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding a norm."""
-        measured, live = subject.measured, subject.live
-        if measured is None or live is None:
-            return
-        here = median_low(measured.sizes)
-        there = getattr(subject.loader, "batch_size", None)
-        size = there if isinstance(there, int) and there > 0 else here
-        for path, data in measured.norms.items():
-            severity = None if data.instance or data.constant else _severity(live, path)
-            count = data.per_batch * size // max(here, 1)
-            if severity is None or count >= _LEAST:
+        for path, count, size, severity in (*_measured(subject), *_observed(subject)):
+            if count >= _LEAST:
                 continue
             noise = (2 / (count - 1)) ** 0.5 if count > 1 else None
             said = "no variance" if noise is None else f"sqrt(2/(n-1)) = {noise:.2f} noise"
@@ -76,6 +68,27 @@ class SmallBatchStatistics(Rule):
                 values,
                 severity=severity,
             )
+
+
+def _measured(subject: Subject) -> Iterator[tuple[str, int, int, Severity]]:
+    """Norms, their values a channel and the batch size, in batches as the loader makes them."""
+    measured, live = subject.measured, subject.live
+    if measured is None or live is None:
+        return
+    here = median_low(measured.sizes)
+    there = getattr(subject.loader, "batch_size", None)
+    size = there if isinstance(there, int) and there > 0 else here
+    for path, data in measured.norms.items():
+        severity = None if data.instance or data.constant else _severity(live, path)
+        if severity is not None:
+            yield path, data.per_batch * size // max(here, 1), size, severity
+
+
+def _observed(subject: Subject) -> Iterator[tuple[str, int, int, Severity]]:
+    """The same of a training loop; one value a channel is BN205's."""
+    for path, calls in (subject.observed.calls if subject.observed else {}).items():
+        if calls.batch and calls.values is not None and calls.values > 1:
+            yield path, calls.values, calls.samples, Severity.WARNING
 
 
 def _severity(live: Live, path: str) -> Severity | None:

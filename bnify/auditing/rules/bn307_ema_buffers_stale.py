@@ -15,7 +15,8 @@ class AverageWithoutStatistics(Rule):
     What it checks:
         A model against the one that it is an average of: its parameters have moved, its running
         statistics are at their start, mean 0 and variance 1, and those of the other model are
-        not. An average that has not begun, parameters included, is no fault.
+        not. An average that has not begun, parameters included, is no fault. In a training loop
+        the start is what was there when it began, of a pretrained model too.
 
     Why it is bad:
         Parameters are averaged, buffers are forgotten: ``model.parameters()`` has no running
@@ -47,18 +48,30 @@ class AverageWithoutStatistics(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding a norm of the average."""
-        reference = subject.reference or {}
+        reference, observed = subject.reference or {}, subject.observed
         pairs = [(n, reference[n.path]) for n in subject.norms if n.path in reference]
         with_parameters = any(n.weight is not None or n.bias is not None for n, _ in pairs)
-        moved = any(n.moved for n, _ in pairs) if with_parameters else subject.reference_moved
+        moved = (
+            any(n.moved for n, _ in pairs)
+            if with_parameters and observed is None
+            else subject.reference_moved
+        )
         if not moved:
             return
         for norm, other in pairs:
+            batches = f", of {other.batches} batches" if other.batches else ""
+            values = {"channels": norm.channels, "reference_batches": other.batches}
             if norm.fresh and not other.fresh:
-                batches = f", of {other.batches} batches" if other.batches else ""
                 yield self.finding(
                     norm.path,
                     f"running mean 0 and variance 1 in all {norm.channels} channels, while the "
                     f"model that was averaged has others{batches}",
-                    {"channels": norm.channels, "reference_batches": other.batches},
+                    values,
+                )
+            elif observed is not None and norm.path in observed.still:
+                yield self.finding(
+                    norm.path,
+                    f"running mean and variance are those of the start in all {norm.channels} "
+                    f"channels, while the model that is averaged has others{batches}",
+                    values,
                 )

@@ -1,0 +1,296 @@
+"""``bnify.watch``: the rules of tier T3, in a training loop, for next to nothing.
+
+The first steps are seen through forward hooks on the norms; after them the hooks are gone, and
+running statistics, scale and shift are read every so many steps, in one transfer. In between no
+tensor is looked at: steps are counted in the optimizer's own hook, updates of statistics by the
+version of a buffer, which is a number on the host.
+
+Not seen: norms that are no modules (``F.batch_norm``); calls within compiled code (their updates
+are, but for those that CUDA graphs replay); after the first steps shapes of inputs, and passes
+under ``no_grad`` that are fewer than six or so in a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Final, Self
+
+import torch
+from torch import nn
+
+from bnify.accept import refuse_other_than_modules
+from bnify.auditing.engine import chosen, run_rules
+from bnify.auditing.finding import Finding, Severity
+from bnify.auditing.live import Live
+from bnify.auditing.observed import Observed
+from bnify.auditing.rule import Rule
+from bnify.auditing.subject import Subject
+from bnify.errors import UsageError, VerificationError
+from bnify.watching.average import Average
+from bnify.watching.calls import CallRecorder, is_compiled
+from bnify.watching.kept import Kept
+from bnify.watching.lines import announce, line_of, write
+from bnify.watching.steps import on_steps, plain_optimizer, unwrapped
+from bnify.watching.transfer import states_of
+from bnify.watching.updates import UpdateCounter
+
+#: Optimizer steps after which the forward hooks are taken away.
+FIRST_STEPS: Final = 3
+#: Forward passes without a single step after which the watcher says that it counts none.
+_PATIENCE: Final = 100
+#: Rules that forward hooks are needed for.
+_OF_CALLS: Final = ("BN205", "BN206", "BN302", "BN303")
+
+
+def watch(
+    model: nn.Module,
+    optimizer: Any = None,
+    *,
+    every: int = 50,
+    average: nn.Module | None = None,
+    on_finding: Callable[[Finding], Any] | logging.Logger | None = None,
+    strict: bool = False,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> Watcher:
+    """Watch the norms of a model while it is trained, and say what goes wrong once.
+
+        with bnify.watch(model, optimizer=optimizer):
+            train(model, optimizer)
+
+    The loop stays as it is: steps are counted by a hook on the optimizer. Where there is no block
+    (callbacks of a trainer), ``watcher = bnify.watch(model)``, then ``watcher.start()`` and
+    ``watcher.stop()``. Training is the same to the bit with and without; afterwards model and
+    optimizer have no hooks of the watcher's.
+
+    Args:
+        model: The model in training; wrapped by DDP or torch.compile, or not.
+        optimizer: Whose steps are counted; without it those of every optimizer of torch's that
+            holds a parameter of the model.
+        every: Tensors are looked at after the first three steps and then every so many.
+        average: A model that averages this one (EMA, SWA).
+        on_finding: Called with each new finding, on every rank; or a logger, which gets a line.
+            By default lines go to stderr, on rank 0 only.
+        strict: Raise at the first finding that is an error, out of ``optimizer.step()``.
+        select: Rules to run instead of all of tier T3.
+        ignore: Rules not to run.
+
+    Raises:
+        CaptureError: The model is no module.
+        UsageError: ``every`` is below 1, the optimizer is none of torch's, or a word fits no rule
+            of tier T3.
+    """
+    refuse_other_than_modules(model)
+    if every < 1:
+        raise UsageError(f"every={every!r} is no number of steps", hint="every=50")
+    rules = tuple(rule for rule in chosen(select, ignore) if "T3" in rule.tiers)
+    if not rules:
+        raise UsageError(
+            "none of these rules runs in a training loop",
+            hint="bnify explain --all lists the tiers of each: T3 is the training loop",
+        )
+    return Watcher(
+        model,
+        plain_optimizer(optimizer),
+        every=every,
+        average=None if average is None else Average(unwrapped(average)),
+        on_finding=on_finding,
+        strict=strict,
+        rules=rules,
+    )
+
+
+class Watcher:
+    """What :func:`watch` returns: a context manager, or an object to start and stop.
+
+    Attributes:
+        findings: What was found, each module once a rule; ``values["step"]`` has the step.
+        steps: Optimizer steps so far.
+        unchecked: What is not checked: code → what would enable it; known from the first look on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        *,
+        every: int,
+        average: Average | None,
+        on_finding: Callable[[Finding], Any] | logging.Logger | None,
+        strict: bool,
+        rules: Sequence[Rule],
+    ) -> None:
+        self.findings: tuple[Finding, ...] = ()
+        self.steps = 0
+        self.unchecked: Mapping[str, str] = {}
+        self._model = unwrapped(model)
+        self._compiled = is_compiled(model)
+        self._optimizer = optimizer
+        self._every = every
+        self._average = average
+        self._on_finding = on_finding
+        self._strict = strict
+        self._rules = rules
+        self._said: set[tuple[str, str]] = set()
+        self._kept = Kept()
+        self._recorder = CallRecorder(())
+        self._counter = UpdateCounter()
+        self._parameters: frozenset[int] = frozenset()
+        self._steps_hook: Any = None
+        self._first = FIRST_STEPS
+        self._by_hand = False
+
+    # -- begin and end -----------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Begin, and keep the statistics as they are now. Does nothing where it has begun."""
+        if self._steps_hook is not None:
+            return self
+        subject, _ = self._look()
+        self._recorder = CallRecorder(subject.live.norms if subject.live else ())
+        if not self._compiled:
+            self._recorder.hook(self._model, self._passed)
+        self._first = self.steps + FIRST_STEPS
+        self._steps_hook = on_steps(
+            self._optimizer, lambda key: key in self._parameters, self._stepped
+        )
+        return self
+
+    def stop(self, error: BaseException | None = None) -> None:
+        """Look a last time; model and optimizer have no hooks of the watcher's from now on.
+
+        Args:
+            error: What ended the training, if something did; a block knows it by itself.
+        """
+        if self._steps_hook is None:
+            return
+        self._steps_hook.remove()
+        self._steps_hook = None
+        self._recorder.remove()
+        if error is not None:
+            # What was raised is what the user must see, whatever state the device is in.
+            with contextlib.suppress(Exception):
+                self._recorder.raised(error)
+                self.check()
+            return
+        self._recorder.settle()
+        self.check()
+        if not self.steps and 0 < self._recorder.passes < _PATIENCE:
+            self._lost("no optimizer step was seen")
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop(error)
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Count a step by hand, where no optimizer of torch's makes it; others count no more."""
+        self._by_hand = True
+        self._count()
+
+    def _stepped(self) -> None:
+        if not self._by_hand:
+            self._count()
+
+    def _count(self) -> None:
+        self.steps += 1
+        self._counter.stepped(self.steps)
+        if self._recorder.hooked:
+            self._recorder.settle()
+            if self.steps >= self._first:
+                self._recorder.remove()
+        if self.steps == self._first or self.steps % self._every == 0:
+            self.check()
+
+    def _passed(self, passes: int) -> None:
+        """The model is called in train mode, with hooks."""
+        if passes == _PATIENCE and self.steps == self._first - FIRST_STEPS:
+            self._recorder.remove()
+            self._lost(f"no optimizer step in {passes} forward passes")
+
+    def _lost(self, why: str) -> None:
+        advice = "pass optimizer=, or call watcher.step() after each step"
+        write(f"bnify watch: {why}; {advice}", self._on_finding, Severity.WARNING)
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    def check(self) -> tuple[Finding, ...]:
+        """Look at the tensors now.
+
+        Returns:
+            What is new, which has been said.
+
+        Raises:
+            VerificationError: One is an error, and ``strict`` is on.
+        """
+        subject, averaged = self._look()
+        report = run_rules(subject, self._rules)
+        found, unchecked = list(report.findings), dict(report.unchecked)
+        if averaged is not None:
+            of_pairs = run_rules(averaged, [rule for rule in self._rules if rule.code == "BN307"])
+            found += of_pairs.findings
+            unchecked.pop("BN307", None)
+        elif "BN307" in unchecked:
+            unchecked["BN307"] = "the averaged model (bnify.watch(model, average=...))"
+        if self._compiled:
+            calls = "a model that is not compiled: in compiled code no call is seen"
+            unchecked |= {r.code: calls for r in self._rules if r.code in _OF_CALLS}
+        self.unchecked = unchecked
+        return self._report(found)
+
+    def restore(self) -> tuple[str, ...]:
+        """Put back the last finite running statistics of norms that have others now.
+
+        They are of the start or of the last look, at most ``every`` steps ago. Scale and shift
+        stay as they are.
+
+        Returns:
+            Paths of the norms. If they break once more, that is a new finding.
+        """
+        subject, _ = self._look()
+        norms = subject.live.norms if subject.live else ()
+        restored = tuple(self._kept.restore(norms, subject.norms))
+        self._said -= {("BN101", path) for path in restored}
+        return restored
+
+    def _look(self) -> tuple[Subject, Subject | None]:
+        """The model now, and the average beside it."""
+        live, average = Live(self._model), self._average
+        lives = [live] if average is None else [live, average.live]
+        states, followed = states_of(lives, () if average is None else average.followed)
+        self._kept.keep(states[0], self.steps)
+        self._counter.look(live.norms, {state.path: state.batches for state in states[0]})
+        self._parameters = frozenset(map(id, self._model.parameters()))
+        seen = Observed(calls=self._recorder.calls, bursts=self._counter.bursts)
+        subject = Subject(norms=states[0], live=live, observed=seen)
+        if average is None:
+            return subject, None
+        return subject, average.subject(states[1], states[0], followed)
+
+    def _report(self, found: Sequence[Finding]) -> tuple[Finding, ...]:
+        new: dict[tuple[str, str], Finding] = {}
+        for finding in found:
+            key = finding.code, finding.module
+            if key not in self._said and key not in new:
+                dated = replace(finding, values={**finding.values, "step": self.steps})
+                new[key] = self._kept.offer(dated)
+        self._said |= set(new)
+        findings = tuple(new.values())
+        self.findings += findings
+        announce(findings, self.steps, self._on_finding)
+        for finding in findings:
+            if self._strict and finding.severity is Severity.ERROR:
+                raise VerificationError(line_of([finding], self.steps), hint=finding.fix)
+        return findings

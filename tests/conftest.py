@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,8 @@ STUB = ROOT / "tests" / "stub"
 sys.path.insert(0, str(STUB))
 import torchvision_ops  # noqa: E402
 
+# A shell that starts the tests in the background has Ctrl-C ignored, in all child processes too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torchvision_ops.install()
 torch.set_num_threads(1)
 

@@ -143,7 +143,7 @@ def _parts(block: Block, ascii_only: bool, width: int) -> list[RenderableType]:
             drawn = next((t for t in (block, _tight(block)) if _least_width(t) <= width), None)
             heading = _heading(block.title, ascii_only)
             if drawn is not None:
-                return [heading, _table(drawn, ascii_only)]
+                return [heading, _table(drawn, ascii_only, width)]
             return [heading, *_stacked(block, ascii_only)]
 
 
@@ -171,6 +171,8 @@ _GAP: Final = 3
 #: What a column of text needs, and one with whole sentences.
 _WRAPPED: Final = 10
 _SENTENCES: Final = 24
+#: Longer words are broken where a column of text gets narrow.
+_LONGEST_WORD: Final = 16
 _LONG: Final = 100
 _PIECES: Final = re.compile(r"[^., /]*(?:[., /]+|$)")
 
@@ -198,7 +200,9 @@ def _longest_piece(text: str) -> int:
     return max(len(piece.rstrip()) for piece in _PIECES.findall(text))
 
 
-def _table(table: Table, ascii_only: bool) -> RichTable:
+def _table(table: Table, ascii_only: bool, width: int) -> RichTable:
+    """The table as rich draws it; no column may take what another one needs at least."""
+    spare = width - _least_width(table)
     drawn = RichTable(
         box=_ASCII_LINES if ascii_only else box.SIMPLE_HEAD,
         padding=(0, 1),
@@ -214,6 +218,7 @@ def _table(table: Table, ascii_only: bool) -> RichTable:
             no_wrap=fixed,
             overflow="fold",
             min_width=least,
+            max_width=None if fixed else least + spare,
         )
     for row in table.rows:
         cells = [_plain(cell, ascii_only) for cell in row]
@@ -235,6 +240,9 @@ def _least_widths(table: Table) -> list[int]:
         least = _SENTENCES if widest > _LONG else _WRAPPED
         if column.code:
             least = max(least, *(_longest_piece(row[index]) for row in table.rows))
+        else:
+            words = (word for row in table.rows for word in row[index].split())
+            least = max(least, min(_LONGEST_WORD, max(map(len, words), default=0)))
         fixed = column.numeric or column.short
         widths.append(widest if fixed else min(widest, least))
     return widths

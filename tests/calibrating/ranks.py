@@ -97,6 +97,7 @@ def main() -> None:
         except BnifyError as error:
             said = f"{type(error).__name__}: {error}"
         found[run.__name__] = (said, model.state_dict())
+    distributed.barrier()  # gloo aborts where its peer has gone already
     distributed.destroy_process_group()
     torch.save(found, Path(sys.argv[4]) / f"{rank}.pt")
 

@@ -47,7 +47,7 @@ def blobs(samples=240, seed=0):
 def datasets():
     return blobs(240, 0), blobs(80, 1), blobs(80, 2)
 """
-OPTIONS = ["--norms", "none,batch,layer", "--seeds", "3", "--tuning-seeds", "1", "--epochs", "4"]
+OPTIONS = ["--norms", "none,batch,layer", "--seeds", "3", "--tuning-seeds", "1", "--epochs", "12"]
 OPTIONS += ["--lrs", "0.03,0.3", "--batch-size", "16", "--budget", "0"]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 
@@ -160,7 +160,7 @@ def test_killed_ten_times_and_resumed_it_ends_in_the_same_figures(where, uninter
             stderr=subprocess.PIPE,
         )
         # At most one more trial a time, so that there is something left to kill ten times.
-        wait = random_wait.uniform(0, 0.3)
+        wait = random_wait.uniform(0, 0.15)
         before = count(folder)
         while process.poll() is None and count(folder) == before and attempt:
             time.sleep(0.01)
@@ -294,6 +294,43 @@ def test_an_arm_that_diverges_is_told_and_the_others_go_on():
     assert "\n" not in arms["none"].left_out
     assert not arms["batch"].left_out
     assert result.measure("batch", "metric") is not None
+
+
+@pytest.mark.parametrize("norms", [("none",), ("none", "instance"), ("none", "as-is")])
+def test_one_arm_is_no_comparison(norms):
+    with pytest.raises((SpecError, PlanError)) as caught:
+        quick(norms=norms)
+    assert "nothing to compare none with" in caught.value.message or "no norm" in str(caught.value)
+
+
+class Stateful(nn.Sequential):
+    """A module with extra state, which is no tensor."""
+
+    def get_extra_state(self):
+        return {"version": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_model_with_extra_state_is_compared():
+    layers = lambda: Stateful(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))  # noqa: E731
+    assert quick(layers, norms=("none", "batch"), seeds=2).measure("batch", "metric") is not None
+
+
+def test_a_model_that_refuses_a_batch_size_of_the_sweep_is_told():
+    class Picky(nn.Sequential):
+        def forward(self, x):
+            if self.training and len(x) == 8:
+                raise ValueError("not eight")
+            return super().forward(x)
+
+    with pytest.raises(SpecError, match="not eight"):
+        quick(
+            lambda: Picky(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)),
+            sweep=("batch",),
+            batch_sizes=(8, 16),
+        )
 
 
 def test_norms_that_have_no_place_are_told_and_the_others_go_on():

@@ -63,6 +63,13 @@ def test_batch_sizes_beyond_the_data_are_refused_with_words():
     assert notes == ["no run at batch size 4096: there are 1077 training samples"]
 
 
+def test_a_sweep_without_a_size_that_fits_is_no_cut():
+    wants, notes = wanted(Question(sweep=("batch",), batch_sizes=(4096,)), Sizes)
+    assert wants.sweeps == {}
+    assert notes
+    assert not list(cut_words(wants, fitted(wants, SIX, costs(0.1), seconds=1e4, workers=1)))
+
+
 def test_no_trial_of_the_figures_comes_twice_and_seeds_come_in_blocks():
     schedule = full(sweep=("lr", "batch", "init"))
     best = dict.fromkeys(SIX, 0.1)
@@ -269,6 +276,12 @@ def test_outcomes_survive_json_bit_for_bit(made):
         ({"batch_size": 0}, "batch_size=0"),
         ({"lrs": (0.1, 0.0)}, "lrs are numbers above 0"),
         ({"epochs": 0.0}, "epochs=0"),
+        ({"epochs": float("nan")}, "epochs=nan"),
+        ({"epochs": float("inf")}, "epochs=inf"),
+        ({"lrs": (float("nan"),)}, "lrs are numbers above 0"),
+        ({"lrs": (float("inf"),)}, "lrs are numbers above 0"),
+        ({"target": float("nan")}, "target=nan"),
+        ({"seed": 10**20}, "seed=1"),
         ({"tuning_seeds": 0}, "tuning_seeds=0"),
     ],
 )

@@ -265,3 +265,13 @@ def test_a_loss_has_three_digits_whatever_its_size():
     )
     assert places(large) == 0
     assert len(NORMS) == 7
+
+
+@pytest.mark.parametrize("width", range(50, 100, 3))
+def test_no_word_of_a_claim_is_lost_at_any_width(width):
+    made = normal()
+    text = render(made, "rich", width=width)
+    assert max(map(len, text.splitlines())) <= width
+    for claim in made.claims:
+        for word in f"{claim.claim} {claim.figure}".split():
+            assert word in text, word

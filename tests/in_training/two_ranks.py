@@ -172,5 +172,6 @@ if __name__ == "__main__":
     distributed.init_process_group("gloo", init_method=meeting, rank=number, world_size=2)
     try:
         TASKS[name](number, directory)
+        distributed.barrier()  # gloo aborts where its peer has gone already
     finally:
         distributed.destroy_process_group()

@@ -37,3 +37,16 @@ def test_two_ranks_train_and_save(run_python, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         *("bnify.json", "model.safetensors", "report.json"),
     ]
+
+
+def test_stale_statistics_are_found_and_mended(run_python):
+    ran = run_python(EXAMPLES / "recalibrate_digits.py", "--epochs", "2")
+    assert ran.code == 0, ran.stderr
+    stale, mended = (
+        float(line.split()[1].rstrip("%"))
+        for line in ran.stdout.splitlines()
+        if line.startswith(("stale:", "calibrated:"))
+    )
+    assert "% of the initial 0 and 1 is left" in ran.stdout
+    assert stale < 50
+    assert mended > 85

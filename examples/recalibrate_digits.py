@@ -13,11 +13,11 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from cnn import SmallCNN
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnify
+from cnn import SmallCNN
 from digits import digits
 
 

@@ -20,7 +20,7 @@ help:
 	@echo "make test    check, tests, examples, and the wheel alone: what the CI runs"
 	@echo "make check   formatting, lint, types, import directions, generated docs"
 	@echo "make bench   start-up, capture over the zoo, scale, folding beside other tools, audits, comparisons"
-	@echo "make compare the usual claims on norms, measured anew: half an hour on two cores"
+	@echo "make compare the usual claims on norms, measured anew: about an hour on two cores"
 	@echo "make fuzz    long property tests on random networks (20,000 of them for folding)"
 	@echo "make docs    write the generated parts of the documentation"
 	@echo "make clean   remove environments and build output"

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from bnify.comparing.phases import Progress
 
 _INTERRUPTED = 130
+#: Not a bnify folder: its weights are fixed, and every run starts anew.
+_SPEC = "net.py:MyNetwork, pkg.mod:factory, torchvision:NAME, timm:NAME, or hf:DIR"
 _DATA = (
     "digits, glyphs, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, folder:DIR, or pkg.mod:datasets, "
     "a function that returns training, validation and test data"
@@ -23,7 +25,7 @@ _DATA = (
 
 def compare(
     ctx: typer.Context,
-    spec: o.Spec,
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)],
     data: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(metavar="DATA", help=_DATA + ".", rich_help_panel=o.EXPERIMENT),

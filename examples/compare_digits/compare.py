@@ -2,8 +2,8 @@
 
     python examples/compare_digits/compare.py
 
-Every kind of norm, ten seeds, and sweeps over learning rates, batch sizes and initial scales; an
-hour and a half of two cores at most. The reports land beside this file and are committed;
+Every kind of norm, ten seeds, and sweeps over learning rates, batch sizes and initial scales: about
+an hour on two cores. The reports land beside this file and are committed;
 ``docs/claims.md`` is made of them by ``make docs``. Killed, the same command goes on.
 """
 

@@ -17,7 +17,7 @@ WORKER = Path(__file__).with_name("two_ranks.py")
 def test_two_ranks(task, tmp_path, child_env):
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), task, str(rank), str(tmp_path)],
+            [sys.executable, "-X", "faulthandler", str(WORKER), task, str(rank), str(tmp_path)],
             env=child_env,
             stderr=subprocess.PIPE,
             text=True,

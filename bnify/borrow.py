@@ -98,7 +98,8 @@ def in_mode(model: M, *, train: bool) -> Iterator[M]:
         yield model.train(train)
     finally:
         for module, mode in modes:
-            module.training = mode
+            if module.training is not mode:
+                module.training = mode
 
 
 def evaluating(model: M) -> Any:
@@ -115,7 +116,11 @@ def seeded(seed: int) -> Iterator[None]:
     """A known state of the random numbers of torch, Python and NumPy; restored at the end."""
     devices = list(range(torch.cuda.device_count())) if _cuda_in_use() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        # torch.manual_seed would also leave the seed for a CUDA that starts later, in place of the
+        # one that the caller has left there.
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed_all(seed)
         with _seeded_python(seed), _seeded_numpy(seed):
             yield
 

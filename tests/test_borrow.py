@@ -92,6 +92,15 @@ def test_random_numbers_of_all_three_come_back(raises):
         assert numbers() != first
 
 
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="CUDA runs: nothing is left for its start")
+def test_the_seed_that_cuda_starts_with_is_the_callers():
+    torch.manual_seed(5)
+    left = torch.cuda._lazy_seed_tracker.get_calls()
+    with seeded(3):
+        torch.rand(2)
+    assert torch.cuda._lazy_seed_tracker.get_calls() == left
+
+
 def test_the_fused_path_comes_back():
     before = torch.backends.mha.get_fastpath_enabled()
     with pytest.raises(ZeroDivisionError), fused_attention(enabled=not before):

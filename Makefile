@@ -53,8 +53,6 @@ pytest: $(VENV)/.test
 examples: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python examples/demo.py --epochs 1 --out build/demo
 	$(ONE_THREAD) $(BIN)/python examples/train_digits.py --epochs 1 --out build/digits
-	$(ONE_THREAD) $(BIN)/python examples/watch_transformers.py
-	$(ONE_THREAD) $(BIN)/python examples/watch_lightning.py
 	rm -rf build/torchrun
 	$(ONE_THREAD) $(BIN)/torchrun --nproc_per_node 2 examples/torchrun_digits.py --epochs 1 \
 		--out build/torchrun

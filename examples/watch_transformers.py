@@ -33,14 +33,21 @@ class WatchNorms(hf.TrainerCallback):
     def __init__(self, **options: Any) -> None:
         """Options of ``bnify.watch``: ``every=50``, ``average=...``, ``strict=True``."""
         self.options = options
+        self.watcher: Any = None
 
     def on_train_begin(self, *_: Any, model: torch.nn.Module, **_others: Any) -> None:
         """Steps are counted by the optimizer itself, however gradients are accumulated."""
+        self.stop()
         self.watcher = bnify.watch(model, **self.options).start()
 
     def on_train_end(self, *_: Any, **_others: Any) -> None:
-        """A last look. The Trainer has no event for an exception: see ``main``."""
-        self.watcher.stop()
+        """A last look."""
+        self.stop()
+
+    def stop(self, error: BaseException | None = None) -> None:
+        """The Trainer has no event for an exception: see ``main``."""
+        if self.watcher is not None:
+            self.watcher.stop(error)
 
 
 class Digits(torch.utils.data.Dataset):
@@ -96,7 +103,7 @@ def main() -> None:
         try:
             trainer.train()
         except BaseException as error:
-            watching.watcher.stop(error)
+            watching.stop(error)
             raise
     watcher = watching.watcher
     print(f"{watcher.steps} steps, {len(watcher.findings)} findings")

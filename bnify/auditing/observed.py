@@ -33,12 +33,12 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """More updates of running statistics before one optimizer step than before those beside it.
+    """More updates of running statistics before one optimizer step than before others.
 
     Attributes:
-        step: The optimizer step.
-        writes: How often the statistics were written before it.
-        usual: The more of those before the steps beside it.
+        step: The optimizer step; after the last one, that which would be the next.
+        writes: How often the statistics were written since the step before it.
+        usual: How often they were written at most between other steps that are alike.
     """
 
     step: int
@@ -53,10 +53,15 @@ class Observed:
     Attributes:
         calls: The calls of each norm in the first steps.
         bursts: Norms whose statistics were updated out of step.
-        still: Of an averaged model: norms whose statistics are those of the start, while those of
-            the model that is averaged have moved.
+        trained: Norms whose scale or shift has moved since the last look.
+        ungraded: Norms whose statistics have moved since the last look, in so many steps, while
+            scale and shift, which take gradients, got none and stood still.
+        still: Of an averaged model: norms whose statistics are those of the last look, while those
+            of the model that is averaged have moved.
     """
 
     calls: Mapping[str, Calls] = field(default_factory=dict)
     bursts: Mapping[str, Burst] = field(default_factory=dict)
+    trained: Set[str] = frozenset()
+    ungraded: Mapping[str, int] = field(default_factory=dict)
     still: Set[str] = frozenset()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -18,7 +20,11 @@ _INSTANCE = nn.modules.instancenorm._InstanceNorm
 
 
 class _Hook:
-    """A hook of one model: copies and pickles of that get one that goes at the first pass."""
+    """A hook of one model: copies and pickles of that get one that goes by itself.
+
+    Torch's hooks on all modules would leave nothing in copies, but make every compiled module of
+    the process warn.
+    """
 
     __slots__ = ("call",)
 
@@ -35,7 +41,7 @@ class _Hook:
 
 
 class _Copied:
-    """What the copy of a hooked model has: it takes itself away."""
+    """What the copy of a hooked model has: it takes itself away at the first pass."""
 
     __slots__ = ()
 
@@ -50,8 +56,8 @@ class _Copied:
 def is_compiled(model: nn.Module) -> bool:
     """Whether the model or a part of it is compiled: hooks in there would compile it anew."""
     return any(
-        module._compiled_call_impl is not None
-        or isinstance(module._modules.get("_orig_mod"), nn.Module)
+        getattr(module, "_compiled_call_impl", None) is not None
+        or isinstance(getattr(module, "_orig_mod", None), nn.Module)
         for module in model.modules()
     )
 
@@ -60,10 +66,14 @@ def _nothing(_passes: int) -> None:
     """Before there are hooks."""
 
 
+#: A tensor that a norm was given, and its version then.
+_Given: TypeAlias = "tuple[weakref.ref[Tensor], int]"
+
+
 class _Norm:
     """One norm and its calls."""
 
-    __slots__ = ("calls", "channels", "given", "module", "repeated", "ungraded", "updates")
+    __slots__ = ("calls", "module", "repeated", "ungraded", "updates")
 
     def __init__(self, norm: NormModule) -> None:
         self.module = norm.module
@@ -71,8 +81,6 @@ class _Norm:
         self.calls.synchronised = isinstance(norm.module, nn.SyncBatchNorm)
         self.updates = norm.tracked
         self.ungraded = self.repeated = 0
-        #: What it was given in this forward pass of the model, and in which version.
-        self.given: list[tuple[weakref.ref[Tensor], int]] = []
 
     def add(self, given: Tensor, samples: int) -> None:
         """Count one call in train mode."""
@@ -87,7 +95,9 @@ class _Norm:
             if calls.synchronised and dist.is_available() and dist.is_initialized():
                 values *= dist.get_world_size(self.module.process_group)
             if calls.values is None or values < calls.values:
-                calls.values, calls.samples = values, samples or given.shape[0]
+                # Tokens may be flattened into the batch; a list of images is no batch of 3.
+                flattened = samples and given.shape[0] % samples == 0
+                calls.values, calls.samples = values, samples if flattened else given.shape[0]
 
     def settle(self) -> None:
         """At the end of a step: calls without gradients are no fault where they were repeated."""
@@ -95,25 +105,35 @@ class _Norm:
             self.calls.without_gradient += max(self.ungraded - self.repeated, 0)
         self.ungraded = self.repeated = 0
 
-    def leave(self) -> None:
-        """At the end of a forward pass of the model."""
-        if self.updates and self.given:
+    def leave(self, given: Sequence[_Given]) -> None:
+        """At the end of a forward pass of the model, in which it was given these."""
+        if self.updates:
             different = sum(
-                not any(_same(one, other) for other in self.given[:i])
-                for i, one in enumerate(self.given)
+                not any(_same(one, other) for other in given[:i]) for i, one in enumerate(given)
             )
-            self.calls.per_pass = max(self.calls.per_pass, len(self.given))
+            self.calls.per_pass = max(self.calls.per_pass, len(given))
             self.calls.different = max(self.calls.different, different)
-        self.given.clear()
 
 
-def _same(one: tuple[weakref.ref[Tensor], int], other: tuple[weakref.ref[Tensor], int]) -> bool:
+def _same(one: _Given, other: _Given) -> bool:
     """Whether two calls got the same value; a tensor that is gone was another one."""
     return one[0]() is not None and one[0]() is other[0]() and one[1] == other[1]
 
 
+class _Pass(threading.local):
+    """The forward pass of the model that a thread is in.
+
+    Attributes:
+        given: What each norm was given in it; None outside of one.
+        samples: Size of the first axis of its first input.
+    """
+
+    given: dict[_Norm, list[_Given]] | None = None
+    samples: int = 0
+
+
 class CallRecorder:
-    """Forward hooks on a model and its norms, and what they saw.
+    """Forward hooks that look at the calls of a model and its norms.
 
     Attributes:
         passes: Forward passes of the model in train mode.
@@ -123,8 +143,8 @@ class CallRecorder:
     def __init__(self, norms: Sequence[NormModule]) -> None:
         self.passes = 0
         self.norms = {norm.path: _Norm(norm) for norm in norms if not norm.frozen}
-        self._inside = False
-        self._samples = 0
+        self._by_module = {id(norm.module): norm for norm in self.norms.values()}
+        self._pass = _Pass()
         self._passed: Callable[[int], None] = _nothing
         self._handles: list[Any] = []
 
@@ -162,16 +182,22 @@ class CallRecorder:
             handle.remove()
         self._handles.clear()
 
-    def raised(self, error: BaseException) -> None:
-        """Note the norm in which torch refused one value a channel, as its traceback shows it."""
-        if not isinstance(error, ValueError) or "more than 1 value per channel" not in str(error):
-            return
-        paths = {id(norm.module): path for path, norm in self.norms.items()}
-        traceback = error.__traceback__
+    def raised(self, error: BaseException | None) -> None:
+        """Note the norm in which torch refused one value a channel, as its traceback shows it.
+
+        Args:
+            error: What ended the training; what caused it is looked at as well.
+        """
+        while error is not None:
+            if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+                self._refused(error.__traceback__)
+            error = error.__cause__ or error.__context__
+
+    def _refused(self, traceback: TracebackType | None) -> None:
         while traceback is not None:
-            path = paths.get(id(traceback.tb_frame.f_locals.get("self")))
-            if path is not None:
-                calls = self.norms[path].calls
+            norm = self._by_module.get(id(traceback.tb_frame.f_locals.get("self")))
+            if norm is not None:
+                calls = norm.calls
                 calls.total, calls.values, calls.samples = calls.total or 1, 1, 1
             traceback = traceback.tb_next
 
@@ -179,27 +205,27 @@ class CallRecorder:
 
     def _called(self, seen: _Norm) -> Callable[..., None]:
         def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = args[0] if args else next(iter(kwargs.values()), None)
-            if not module.training or not isinstance(given, Tensor):
+            value = args[0] if args else next(iter(kwargs.values()), None)
+            if not module.training or not isinstance(value, Tensor):
                 return
-            seen.add(given, self._samples if self._inside else 0)
-            if self._inside and torch._C._current_graph_task_id() == -1:
-                version = 0 if given.is_inference() else given._version
-                seen.given.append((weakref.ref(given), version))
+            given = self._pass.given
+            seen.add(value, 0 if given is None else self._pass.samples)
+            if given is not None and torch._C._current_graph_task_id() == -1:
+                version = 0 if value.is_inference() else value._version
+                given.setdefault(seen, []).append((weakref.ref(value), version))
 
         return called
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._inside = True
-        self._samples = _samples((args, kwargs))
+        self._pass.given, self._pass.samples = {}, _samples((args, kwargs))
         if module.training:
             self.passes += 1
             self._passed(self.passes)
 
-    def _leave(self, *_args: Any) -> None:
-        self._inside = False
-        for norm in self.norms.values():
-            norm.leave()
+    def _leave(self, *_: Any) -> None:
+        for norm, given in (self._pass.given or {}).items():
+            norm.leave(given)
+        self._pass.given = None
 
 
 def _samples(inputs: Any) -> int:

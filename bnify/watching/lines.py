@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -36,12 +37,13 @@ def announce(
 ) -> None:
     """Say what is new.
 
-    A callback gets one finding at a time. A logger and stderr get one line for each rule; stderr
-    that of rank 0 only, where there are several processes.
+    A callback gets one finding at a time, all of them even if it raises. A logger and stderr get
+    one line for each rule; stderr that of rank 0 only, where there are several processes.
     """
     if callable(to):
-        for finding in findings:
-            to(finding)
+        with contextlib.ExitStack() as calls:  # backwards; what is raised goes on to the caller
+            for finding in reversed(findings):
+                calls.callback(to, finding)
         return
     groups: dict[tuple[str, Severity], list[Finding]] = {}
     for finding in findings:

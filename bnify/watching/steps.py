@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.optim.swa_utils import AveragedModel
 
@@ -33,27 +34,55 @@ def plain_optimizer(optimizer: Any) -> torch.optim.Optimizer | None:
 
 
 def on_steps(
-    optimizer: torch.optim.Optimizer | None,
-    mine: Callable[[int], bool],
-    stepped: Callable[[], None],
+    mine: Callable[[torch.optim.Optimizer], bool], stepped: Callable[[torch.optim.Optimizer], None]
 ) -> Any:
-    """Call ``stepped`` after each step; returns a handle with ``remove()``.
+    """Call ``stepped`` after each step of a model's optimizers; a handle with ``remove()``.
 
     Args:
-        optimizer: Whose steps; None for any that holds a parameter of the model.
-        mine: Whether the ``id`` of a parameter is one of the model's.
-        stepped: What to call.
+        mine: Whether an optimizer holds a parameter of the model.
+        stepped: What to call with the optimizer.
     """
 
-    def hook(stepping: torch.optim.Optimizer, *_args: Any) -> None:
-        if optimizer is not None or any(
-            mine(id(p)) for group in stepping.param_groups for p in group["params"]
-        ):
-            stepped()
+    def hook(optimizer: torch.optim.Optimizer, *_args: Any) -> None:
+        if mine(optimizer):
+            stepped(optimizer)
 
-    if optimizer is None:
-        return register_optimizer_step_post_hook(hook)
-    return optimizer.register_step_post_hook(hook)
+    return register_optimizer_step_post_hook(hook)
+
+
+class Owned:
+    """Which optimizers hold parameters of a model, whose parameters may become others."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._parameters: frozenset[int] = frozenset()
+        self._others: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the model's parameters anew."""
+        self._parameters = frozenset(map(id, self._model.parameters()))
+        self._others.clear()
+
+    def holds(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer has one; the parameters are read anew for each unknown one."""
+        if optimizer in self._others:
+            return False
+        if not self._has(optimizer):
+            self.refresh()
+            if not self._has(optimizer):
+                self._others.add(optimizer)
+                return False
+        return True
+
+    def _has(self, optimizer: torch.optim.Optimizer) -> bool:
+        return any(id(p) in self._parameters for p in parameters_of(optimizer))
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """The parameters in all groups of an optimizer."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""``bnify.watch``: the rules of tier T3, in a training loop, for next to nothing.
+"""``bnify.watch``: the rules of tier T3, in a training loop, at the price of a look now and then.
 
 The first steps are seen through forward hooks on the norms; after them the hooks are gone, and
 running statistics, scale and shift are read every so many steps, in one transfer. In between no
@@ -7,7 +7,8 @@ version of a buffer, which is a number on the host.
 
 Not seen: norms that are no modules (``F.batch_norm``); calls within compiled code (their updates
 are, but for those that CUDA graphs replay); after the first steps shapes of inputs, and passes
-under ``no_grad`` that are fewer than six or so in a row.
+under ``no_grad`` that are fewer than six or so in a row. Without steps nothing is looked at: a
+gradient scaler that skips all of them has to be noticed by the loop, which may call ``check()``.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ from bnify.watching.average import Average
 from bnify.watching.calls import CallRecorder, is_compiled
 from bnify.watching.kept import Kept
 from bnify.watching.lines import announce, line_of, write
-from bnify.watching.steps import on_steps, plain_optimizer, unwrapped
+from bnify.watching.progress import Progress
+from bnify.watching.steps import Owned, on_steps, plain_optimizer, unwrapped
 from bnify.watching.transfer import states_of
 from bnify.watching.updates import UpdateCounter
 
 #: Optimizer steps after which the forward hooks are taken away.
 FIRST_STEPS: Final = 3
-#: Forward passes without a single step after which the watcher says that it counts none.
-_PATIENCE: Final = 100
+#: Forward passes, or steps of other optimizers, without a single step after which it says so.
+_PATIENCE: Final = 1000
 #: Rules that forward hooks are needed for.
 _OF_CALLS: Final = ("BN205", "BN206", "BN302", "BN303")
 
@@ -71,8 +73,9 @@ def watch(
         model: The model in training; wrapped by DDP or torch.compile, or not.
         optimizer: Whose steps are counted; without it those of every optimizer of torch's that
             holds a parameter of the model.
-        every: Tensors are looked at after the first three steps and then every so many.
-        average: A model that averages this one (EMA, SWA).
+        every: Tensors are looked at after the first three steps and then every so many. Steps that
+            a gradient scaler skips are none.
+        average: A model that averages this one (EMA, SWA), or a module that holds such a model.
         on_finding: Called with each new finding, on every rank; or a logger, which gets a line.
             By default lines go to stderr, on rank 0 only.
         strict: Raise at the first finding that is an error, out of ``optimizer.step()``.
@@ -80,12 +83,14 @@ def watch(
         ignore: Rules not to run.
 
     Raises:
-        CaptureError: The model is no module.
-        UsageError: ``every`` is below 1, the optimizer is none of torch's, or a word fits no rule
-            of tier T3.
+        CaptureError: The model or the average is no module.
+        UsageError: ``every`` is no whole number from 1 on, the optimizer is none of torch's, or a
+            word fits no rule of tier T3.
     """
     refuse_other_than_modules(model)
-    if every < 1:
+    if average is not None:
+        refuse_other_than_modules(average)
+    if type(every) is not int or every < 1:
         raise UsageError(f"every={every!r} is no number of steps", hint="every=50")
     rules = tuple(rule for rule in chosen(select, ignore) if "T3" in rule.tiers)
     if not rules:
@@ -97,7 +102,7 @@ def watch(
         model,
         plain_optimizer(optimizer),
         every=every,
-        average=None if average is None else Average(unwrapped(average)),
+        average=None if average is None else Average(average, unwrapped(model)),
         on_finding=on_finding,
         strict=strict,
         rules=rules,
@@ -139,10 +144,12 @@ class Watcher:
         self._kept = Kept()
         self._recorder = CallRecorder(())
         self._counter = UpdateCounter()
-        self._parameters: frozenset[int] = frozenset()
+        self._progress = Progress()
+        self._owned = Owned(self._model)
         self._steps_hook: Any = None
         self._first = FIRST_STEPS
         self._by_hand = False
+        self._steps_of_others = 0
 
     # -- begin and end -----------------------------------------------------------------------------
 
@@ -150,14 +157,13 @@ class Watcher:
         """Begin, and keep the statistics as they are now. Does nothing where it has begun."""
         if self._steps_hook is not None:
             return self
+        self._counter, self._progress = UpdateCounter(), Progress()
         subject, _ = self._look()
         self._recorder = CallRecorder(subject.live.norms if subject.live else ())
         if not self._compiled:
             self._recorder.hook(self._model, self._passed)
         self._first = self.steps + FIRST_STEPS
-        self._steps_hook = on_steps(
-            self._optimizer, lambda key: key in self._parameters, self._stepped
-        )
+        self._steps_hook = on_steps(self._owned.holds, self._stepped)
         return self
 
     def stop(self, error: BaseException | None = None) -> None:
@@ -178,8 +184,9 @@ class Watcher:
                 self.check()
             return
         self._recorder.settle()
+        self._counter.ended(self.steps)
         self.check()
-        if not self.steps and 0 < self._recorder.passes < _PATIENCE:
+        if not self.steps and self._recorder.passes < _PATIENCE and self._recorder.calls:
             self._lost("no optimizer step was seen")
 
     def __enter__(self) -> Self:
@@ -196,13 +203,27 @@ class Watcher:
     # -- steps -------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Count a step by hand, where no optimizer of torch's makes it; others count no more."""
-        self._by_hand = True
-        self._count()
+        """Count a step by hand, where no optimizer of torch's makes it; others count no more.
 
-    def _stepped(self) -> None:
-        if not self._by_hand:
+        Before the start and after the end it does nothing.
+        """
+        if self._steps_hook is not None:
+            self._by_hand = True
             self._count()
+
+    def _stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        self._progress.stepping.add(optimizer)
+        if self._by_hand:
+            return
+        if self._optimizer in (None, optimizer):
+            self._steps_of_others = 0
+            self._count()
+            return
+        self._steps_of_others += 1
+        if self._steps_of_others == _PATIENCE:
+            self._lost(
+                f"another optimizer of this model made {_PATIENCE} steps, the one given made none"
+            )
 
     def _count(self) -> None:
         self.steps += 1
@@ -221,7 +242,7 @@ class Watcher:
             self._lost(f"no optimizer step in {passes} forward passes")
 
     def _lost(self, why: str) -> None:
-        advice = "pass optimizer=, or call watcher.step() after each step"
+        advice = "pass the optimizer of the loop, or call watcher.step() after each step"
         write(f"bnify watch: {why}; {advice}", self._on_finding, Severity.WARNING)
 
     # -- looking -----------------------------------------------------------------------------------
@@ -238,13 +259,19 @@ class Watcher:
         subject, averaged = self._look()
         report = run_rules(subject, self._rules)
         found, unchecked = list(report.findings), dict(report.unchecked)
-        if averaged is not None:
+        if averaged is not None and averaged.reference:
             of_pairs = run_rules(averaged, [rule for rule in self._rules if rule.code == "BN307"])
             found += of_pairs.findings
             unchecked.pop("BN307", None)
         elif "BN307" in unchecked:
-            unchecked["BN307"] = "the averaged model (bnify.watch(model, average=...))"
-        if self._compiled:
+            unchecked["BN307"] = (
+                "the averaged model (bnify.watch(model, average=...))"
+                if averaged is None
+                else "an average whose norms have the paths of the model's"
+            )
+        self._compiled = self._compiled or is_compiled(self._model)
+        late = self.steps >= self._first and not self._recorder.calls
+        if self._compiled or (late and self._progress.moved):
             calls = "a model that is not compiled: in compiled code no call is seen"
             unchecked |= {r.code: calls for r in self._rules if r.code in _OF_CALLS}
         self.unchecked = unchecked
@@ -269,17 +296,26 @@ class Watcher:
         """The model now, and the average beside it."""
         live, average = Live(self._model), self._average
         lives = [live] if average is None else [live, average.live]
-        states, followed = states_of(lives, () if average is None else average.followed)
+        beside = {} if average is None else average.followed()
+        states, values = states_of(lives, beside.values())
         self._kept.keep(states[0], self.steps)
         self._counter.look(live.norms, {state.path: state.batches for state in states[0]})
-        self._parameters = frozenset(map(id, self._model.parameters()))
-        seen = Observed(calls=self._recorder.calls, bursts=self._counter.bursts)
+        self._owned.refresh()
+        seen = Observed(
+            calls=self._recorder.calls,
+            bursts=self._counter.bursts,
+            **self._progress.since(live.norms, states[0], self.steps),
+        )
         subject = Subject(norms=states[0], live=live, observed=seen)
         if average is None:
             return subject, None
+        followed = dict(zip(beside, values, strict=True))
         return subject, average.subject(states[1], states[0], followed)
 
     def _report(self, found: Sequence[Finding]) -> tuple[Finding, ...]:
+        # Statistics that are finite again may break once more.
+        broken = {finding.module for finding in found if finding.code == "BN101"}
+        self._said = {key for key in self._said if key[0] != "BN101" or key[1] in broken}
         new: dict[tuple[str, str], Finding] = {}
         for finding in found:
             key = finding.code, finding.module

@@ -50,3 +50,16 @@ def test_stale_statistics_are_found_and_mended(run_python):
     assert "% of the initial 0 and 1 is left" in ran.stdout
     assert stale < 50
     assert mended > 85
+
+
+@pytest.mark.parametrize(
+    ("example", "code"), [("watch_lightning.py", "BN203"), ("watch_transformers.py", "BN301")]
+)
+def test_a_fault_is_found_inside_a_trainer(run_python, example, code):
+    ran = run_python(EXAMPLES / example, "--epochs", "1")
+    assert ran.code == 0, ran.stderr
+    assert f"  {code} " in ran.stdout
+    healthy = ("--momentum", "0.1") if "lightning" in example else ("--healthy",)
+    ran = run_python(EXAMPLES / example, "--epochs", "1", *healthy)
+    assert ran.code == 0, ran.stderr
+    assert " 0 findings" in ran.stdout

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
-from loops import EVERY, batch, codes, loss_of, network, sgd, train
+from loops import EVERY, batch, codes, loss_of, network, passes, sgd, train
 from torch import nn
 
 from bnify.auditing.finding import Severity
@@ -39,6 +41,56 @@ def test_a_validation_in_train_mode_later_on(mode):
         assert codes(watcher) == {("BN309", "1"), ("BN309", "5")}
         values = watcher.findings[0].values
         assert (values["writes"], values["usual"], values["before_step"]) == (7, 1, 22)
+
+
+def test_a_validation_in_train_mode_after_the_last_step():
+    model = network()
+    optimizer = sgd(model)
+    with watch(model, every=EVERY) as watcher:
+        train(model, optimizer, EVERY + 2)
+        passes(model, 7)
+    assert codes(watcher) == {("BN309", "1"), ("BN309", "5")}
+    assert "7 times after optimizer step 12" in watcher.findings[0].message
+
+
+def test_a_validation_in_train_mode_beside_two_optimizers_of_one_pass():
+    model = network()
+    body, head = sgd(model[:5]), sgd(model[5:])
+    with watch(model, every=EVERY) as watcher:
+        for number in range(2 * EVERY):
+            body.zero_grad()
+            head.zero_grad()
+            loss_of(model).backward()
+            body.step()
+            head.step()
+            if number == EVERY:
+                passes(model, 6)
+    assert codes(watcher) == {("BN309", "1"), ("BN309", "5")}
+
+
+def test_a_validation_in_train_mode_beside_accumulated_gradients():
+    model = network()
+    optimizer = sgd(model)
+    with watch(model, every=EVERY) as watcher:
+        train(model, optimizer, EVERY, accumulate=4)
+        passes(model, 9)
+        train(model, optimizer, EVERY, accumulate=4)
+    assert codes(watcher) == {("BN309", "1"), ("BN309", "5")}
+
+
+def test_norms_that_run_without_gradients_from_some_step_on():
+    model = network()
+    optimizer = sgd(model)
+    with watch(model, every=EVERY) as watcher:
+        train(model, optimizer, 2 * EVERY)
+        for _ in range(EVERY):
+            optimizer.zero_grad()
+            with torch.no_grad():
+                features = model[:9](batch())
+            model[9](features).sum().backward()
+            optimizer.step()
+        assert codes(watcher) == {("BN309", "1"), ("BN309", "5")}
+        assert "no gradient reached" in watcher.findings[0].message
 
 
 def test_a_frozen_backbone_under_no_grad():
@@ -91,6 +143,17 @@ def test_a_batch_of_one(after):
     assert watcher.findings[0].values["batch"] == 1
 
 
+def test_a_batch_of_one_in_an_error_that_was_raised_from_it():
+    model = Pooled()
+    watcher = watch(model)
+    with pytest.raises(RuntimeError, match="mine"), watcher:
+        try:
+            model(batch(1))
+        except ValueError as error:
+            raise RuntimeError("mine") from error
+    assert codes(watcher) == {("BN205", "3")}
+
+
 def test_another_error_is_not_taken_for_a_batch_of_one():
     model = Pooled()
     watcher = watch(model)
@@ -115,6 +178,21 @@ def test_small_batches_on_several_devices(monkeypatch):
         train(model, sgd(model), 3)
     assert codes(watcher) == {("BN302", "3")}
     assert watcher.findings[0].values["world"] == 2
+
+
+def test_the_batch_of_a_list_of_images(monkeypatch):
+    class Stacking(Pooled):
+        def forward(self, images):
+            return super().forward(torch.stack(images))
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    model = Stacking()
+    with watch(model, select=["BN302"]) as watcher:
+        optimizer = sgd(model)
+        for _ in range(3):
+            model(list(batch(8))).sum().backward()
+            optimizer.step()
+    assert watcher.findings[0].values["samples"] == 8
 
 
 class Shared(nn.Module):
@@ -147,4 +225,14 @@ def test_a_norm_that_runs_twice_on_one_value_and_a_model_that_is_called_twice_ar
             optimizer.zero_grad()
             (loss_of(model) + loss_of(model)).backward()
             optimizer.step()
+    assert watcher.findings == ()
+
+
+def test_passes_in_several_threads_are_not_one():
+    model = network()
+    with watch(model) as watcher, ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for loss in pool.map(lambda _: loss_of(model), range(8)):
+                loss.backward()
+            watcher.step()
     assert watcher.findings == ()

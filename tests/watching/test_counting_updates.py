@@ -13,8 +13,13 @@ from bnify.watching.transfer import transferred
 from bnify.watching.updates import UpdateCounter
 
 
-def counted(updates: list[int], writes: int = 1, *, anew: int | None = None) -> UpdateCounter:
-    """A counter after steps with so many updates before each; statistics made anew before one."""
+def counted(
+    updates: list[int], writes: int = 1, *, anew: int | None = None, after: int | None = None
+) -> UpdateCounter:
+    """A counter after steps with so many updates before each; statistics made anew before one.
+
+    With ``after`` the loop is over, so many updates later.
+    """
     norm = nn.BatchNorm2d(2)
     held, counter = norm.num_batches_tracked, UpdateCounter()
     norms = [NormModule("bn", norm, tracked=True, frozen=False)]
@@ -28,11 +33,15 @@ def counted(updates: list[int], writes: int = 1, *, anew: int | None = None) -> 
             for _ in range(writes - 1):
                 held.copy_(held.clone())
         counter.stepped(step)
+    if after is not None:
+        for _ in range(after):
+            held.add_(1)
+        counter.ended(len(updates))
     counter.look(norms, {"bn": int(held)})
     return counter
 
 
-steps = st.integers(3, 12)
+steps = st.integers(5, 12)
 batches = st.integers(1, 6)
 
 
@@ -74,6 +83,33 @@ def test_statistics_that_are_made_anew_are_no_burst(before, more):
     assert set(counted(updates).bursts) == {"bn"}
     short = counted([1] * 30 + [10 + more] + [1, 1], anew=31)
     assert short.bursts == {}
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(2, 12), min_size=5, max_size=40), st.data())
+def test_zeros_between_the_steps_change_nothing(updates, data):
+    spread: list[int] = []
+    for number in updates:
+        spread += [number] + [0] * data.draw(st.integers(0, 3))
+    assert {p: b.writes for p, b in counted(spread).bursts.items()} == {
+        p: b.writes for p, b in counted(updates).bursts.items()
+    }
+
+
+@settings(deadline=None)
+@given(steps, st.integers(7, 30))
+def test_what_comes_after_the_last_step_is_judged_at_the_end(before, last):
+    assert counted([1] * before + [last]).bursts == {}
+    assert counted([1] * before, after=last).bursts == {"bn": Burst(before + 1, last, 1)}
+    assert counted([1] * before, after=6).bursts == {}
+
+
+@settings(deadline=None)
+@given(st.randoms(use_true_random=False), st.integers(6, 30))
+def test_of_counts_that_are_never_alike_none_stands_out(random, largest):
+    counts = list(range(1, largest, 2)) * 3
+    random.shuffle(counts)
+    assert counted(counts).bursts == {}
 
 
 DTYPES = [

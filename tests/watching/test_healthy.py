@@ -72,6 +72,68 @@ def test_two_optimizers_and_several_passes_a_step_are_no_fault():
     assert watcher.findings == ()
 
 
+def test_a_discriminator_that_takes_no_gradient_while_the_generator_is_trained():
+    pair = Pair()
+    of_g, of_d = sgd(pair.g), sgd(pair.d)
+    with watch(pair, every=EVERY) as watcher:
+        for _ in range(30):
+            fake = pair.g(torch.randn(64, 4))
+            pair.d.requires_grad_(False)
+            of_g.zero_grad()
+            pair.d(fake).mean().neg().backward()
+            of_g.step()
+            pair.d.requires_grad_(True)
+            of_d.zero_grad()
+            (pair.d(fake.detach()).mean() - pair.d(torch.randn(64, 6)).mean()).backward()
+            of_d.step()
+        pair.requires_grad_(False)  # for what comes after training
+    assert watcher.findings == ()
+
+
+def test_a_critic_that_is_trained_alone_for_long_is_no_fault():
+    pair = Pair()
+    of_g, of_d = sgd(pair.g), sgd(pair.d)
+    with watch(pair, every=EVERY) as watcher:
+        for round_ in range(12):
+            for _critic in range(60 if round_ == 2 else 5):
+                of_d.zero_grad()
+                fake = pair.g(torch.randn(64, 4)).detach()
+                (pair.d(fake).mean() - pair.d(torch.randn(64, 6)).mean()).backward()
+                of_d.step()
+            of_g.zero_grad()
+            pair.d(pair.g(torch.randn(64, 4))).mean().neg().backward()
+            of_g.step()
+    assert watcher.findings == ()
+
+
+def test_closures_that_run_as_often_as_they_need_are_no_fault():
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = network()
+        optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
+
+        def closure(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = loss_of(model, 32)
+            loss.backward()
+            return loss
+
+        with watch(model, every=EVERY) as watcher:
+            for _ in range(60):
+                optimizer.step(closure)
+        assert watcher.findings == (), seed
+
+
+def test_another_accumulation_at_every_step_is_no_fault():
+    model = network()
+    optimizer = sgd(model)
+    numbers = torch.randint(1, 13, (80,), generator=torch.Generator().manual_seed(2)).tolist()
+    with watch(model, every=EVERY) as watcher:
+        for number in numbers:
+            train(model, optimizer, accumulate=number)
+    assert watcher.findings == ()
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_what_a_checkpoint_repeats_is_no_fault(reentrant):
     class Checkpointed(nn.Module):

@@ -81,7 +81,7 @@ def test_select_and_ignore():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"every": 0}, "every=0"),
+        *(({"every": n}, f"every={n!r}") for n in (0, -3, 1.5, float("nan"), True, "50", None)),
         ({"select": ["BN102"]}, "none of these rules"),
         ({"select": ["BN999"]}, "fits no rule"),
         ({"optimizer": object()}, "no torch.optim.Optimizer"),
@@ -96,6 +96,23 @@ def test_what_cannot_be_right(options, text):
 def test_a_class_is_no_model():
     with pytest.raises(CaptureError, match=r"no torch\.nn\.Module"):
         watch(nn.BatchNorm2d)
+    with pytest.raises(CaptureError, match=r"no torch\.nn\.Module"):
+        watch(network(), average=nn.BatchNorm2d)
+
+
+def test_a_callback_that_raises_gets_all_the_same():
+    model = network()
+    model[1].momentum = model[5].momentum = 0.99
+    got = []
+
+    def tell(finding):
+        got.append(finding.module)
+        raise KeyError(finding.module)
+
+    with pytest.raises(KeyError, match="5"), watch(model, on_finding=tell):
+        train(model, sgd(model), 3)
+    assert got == ["1", "5"]
+    assert hooks_of(model) == 0
 
 
 def test_an_ordinary_audit_says_what_would_enable_the_rule_of_loops():

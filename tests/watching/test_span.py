@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from loops import EVERY, batch, hooks_of, loss_of, network, passes, sgd, train
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnify.watching import watch
@@ -194,16 +195,64 @@ def test_steps_by_hand(capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("count", [5, 150])
+@pytest.mark.parametrize("count", [5, 1200])
 def test_a_loop_without_an_optimizer_is_told_once_that_no_step_is_seen(count, capsys):
-    model = network()
+    model, inputs = nn.Sequential(nn.BatchNorm1d(2)), torch.randn(64, 2)
     with watch(model):
         for _ in range(count):
-            loss_of(model)
-        assert (hooks_of(model) == 1) is (count > 100)
+            model(inputs)
+        assert (hooks_of(model) == 1) is (count > 1000)
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "watcher.step()" in err
+
+
+def test_gradients_that_are_accumulated_over_very_many_passes(capsys):
+    model, inputs = nn.Sequential(nn.BatchNorm1d(2)), torch.randn(64, 2)
+    optimizer = sgd(model)
+    with watch(model, optimizer, every=EVERY) as watcher:
+        for number in range(600):
+            model(inputs).sum().backward()
+            if number % 200 == 199:
+                optimizer.step()
+    assert watcher.steps == 3
+    assert capsys.readouterr().err == ""
+
+
+def test_steps_by_hand_before_the_start_and_after_the_end_are_none():
+    model = network()
+    watcher = watch(model, every=1)
+    watcher.step()
+    with watcher:
+        watcher.step()
+    model[1].running_mean[0] = float("nan")
+    watcher.step()
+    assert (watcher.steps, watcher.findings) == (1, ())
+
+
+@pytest.mark.parametrize("what", ["optimizer", "parameters", "head"])
+def test_a_new_optimizer_counts_on(what):
+    model = network()
+    with watch(model, every=EVERY) as watcher:
+        train(model, sgd(model), 5)
+        if what == "parameters":
+            state = {name: t.clone() for name, t in model.state_dict().items()}
+            model.load_state_dict(state, assign=True)
+        elif what == "head":
+            model[9] = nn.Linear(8, 4)
+        train(model, sgd(model[9] if what == "head" else model), 5)
+        assert watcher.steps == 10
+
+
+def test_the_optimizer_that_was_given_makes_no_step_while_another_does(capsys):
+    model = nn.Sequential(nn.Linear(2, 2))
+    other, given = sgd(model), sgd(model)
+    with watch(model, given):
+        for _ in range(1100):
+            other.step()
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "another optimizer of this model made 1000 steps" in err
 
 
 def test_wrapped_optimizers_are_seen_through():

@@ -15,7 +15,9 @@ class HalfFrozen(Rule):
     What it checks:
         Batch norms whose scale and shift have ``requires_grad=False`` while the module is in train
         mode and tracks statistics. Look-alikes with constant statistics (FrozenBatchNorm2d) and
-        norms that are in eval mode on purpose are fine.
+        norms that are in eval mode on purpose are fine. So are, in a training loop, norms whose
+        scale or shift has moved since the last look: the discriminator of a GAN takes no gradient
+        while the generator is trained.
 
     Why it is bad:
         Freezing parameters does not freeze statistics. In fine-tuning each batch normalizes the
@@ -47,7 +49,10 @@ class HalfFrozen(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding a norm."""
+        trained = subject.observed.trained if subject.observed else frozenset()
         for path in half_frozen(subject):
+            if path in trained:
+                continue
             yield self.finding(
                 path, "weight and bias take no gradient, and the running statistics move"
             )

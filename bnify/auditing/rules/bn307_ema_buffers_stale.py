@@ -16,7 +16,8 @@ class AverageWithoutStatistics(Rule):
         A model against the one that it is an average of: its parameters have moved, its running
         statistics are at their start, mean 0 and variance 1, and those of the other model are
         not. An average that has not begun, parameters included, is no fault. In a training loop
-        the start is what was there when it began, of a pretrained model too.
+        statistics are compared with those of the last look: they stand still while the parameters
+        of the average and the statistics of the model move.
 
     Why it is bad:
         Parameters are averaged, buffers are forgotten: ``model.parameters()`` has no running
@@ -29,6 +30,7 @@ class AverageWithoutStatistics(Rule):
     How to fix it:
         Copy the buffers in each update (``AveragedModel(use_buffers=True)`` averages them), or
         recalibrate before use: ``torch.optim.swa_utils.update_bn``, or ``--unsafe-fixes --data``.
+        Where that is done at the end anyway: ``bnify.watch(..., ignore=["BN307"])``.
 
     Fix safety:
         Needs data, or the other model; the average's parameters stay as they are.
@@ -71,7 +73,7 @@ class AverageWithoutStatistics(Rule):
             elif observed is not None and norm.path in observed.still:
                 yield self.finding(
                     norm.path,
-                    f"running mean and variance are those of the start in all {norm.channels} "
-                    f"channels, while the model that is averaged has others{batches}",
+                    f"running mean and variance stand still in all {norm.channels} channels, while "
+                    f"parameters move, and the statistics of the model that is averaged{batches}",
                     values,
                 )

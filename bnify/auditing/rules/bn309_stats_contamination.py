@@ -15,10 +15,13 @@ class StatisticsContamination(Rule):
     What it checks:
         In the first steps of a watched training loop, every call of a norm that tracks
         statistics: train mode inside ``no_grad`` or ``inference_mode``. What activation
-        checkpointing runs twice is told apart. From then on no pass is looked at, and the count
-        of updates between two optimizer steps is: at least 5 more than twice that of the steps
-        beside it. That is a validation in train mode of some 6 batches or more, with ``no_grad``
-        or without.
+        checkpointing runs twice is told apart. From then on no pass is looked at. The count of
+        updates between two optimizer steps is: it stands out where it is at least 5 more than
+        twice that of other steps, once or twice in a row, if three steps in four are alike. That
+        is a validation in train mode of 6 batches or more, with ``no_grad`` or without; of
+        k + 5 or more where gradients are accumulated over k batches. And statistics are compared
+        with scale and shift: those that have moved since the last look, while scale and shift
+        take gradients and got none, are of a norm that always runs under ``no_grad``.
 
     Why it is bad:
         A forward pass in train mode updates running statistics, whatever the gradients do. With
@@ -65,7 +68,14 @@ class StatisticsContamination(Rule):
         for path, burst in observed.bursts.items():
             yield self.finding(
                 path,
-                f"its statistics were written {burst.writes} times before optimizer step "
-                f"{burst.step}, and at most {burst.usual} times before the steps beside it",
+                f"its statistics were written {burst.writes} times after optimizer step "
+                f"{burst.step - 1}, and at most {burst.usual} times after others",
                 {"writes": burst.writes, "usual": burst.usual, "before_step": burst.step},
+            )
+        for path, steps in observed.ungraded.items():
+            yield self.finding(
+                path,
+                f"its statistics moved in {steps} steps in which no gradient reached its scale and "
+                "shift, though they take one",
+                {"steps": steps},
             )

@@ -53,9 +53,9 @@ class Observed:
     Attributes:
         calls: The calls of each norm in the first steps.
         bursts: Norms whose statistics were updated out of step.
-        trained: Norms whose scale or shift has moved since the last look.
-        ungraded: Norms whose statistics have moved since the last look, in so many steps, while
-            scale and shift, which take gradients, got none and stood still.
+        trained: Norms whose scale or shift took gradients in the last ten steps.
+        ungraded: Norms whose statistics moved in so many last steps, while scale and shift, which
+            take gradients, got none.
         still: Of an averaged model: norms whose statistics are those of the last look, while those
             of the model that is averaged have moved.
     """

@@ -89,10 +89,12 @@ class UpdateCounter:
 
     Attributes:
         bursts: Path of a norm → its largest burst.
+        any: Whether anything was counted at all.
     """
 
     def __init__(self) -> None:
         self.bursts: dict[str, Burst] = {}
+        self.any = False
         self._paths: list[str] = []
         self._counters: list[Tensor] = []
         self._versions: list[int] = []
@@ -142,7 +144,7 @@ class UpdateCounter:
                 self._series[path].close()
         self.bursts |= self._pending
         self._pending.clear()
-        pairs = [(n.path, _counter(n.module)) for n in norms if n.tracked and not n.frozen]
+        pairs = [(n.path, counter_of(n.module)) for n in norms if n.tracked and not n.frozen]
         kept = [(path, tensor) for path, tensor in pairs if tensor is not None]
         if [id(tensor) for _, tensor in kept] != [id(tensor) for tensor in self._counters]:
             self._paths, self._counters = [p for p, _ in kept], [t for _, t in kept]
@@ -150,15 +152,9 @@ class UpdateCounter:
             self._series = {path: self._series.get(path, _Series()) for path in self._paths}
         self._looked = {path: (t._version, batches.get(path)) for path, t in kept}
 
-    def moved(self, path: str) -> bool:
-        """Whether a norm's statistics were written since the last look."""
-        for known, tensor in zip(self._paths, self._counters, strict=True):
-            if known == path:
-                return tensor._version != self._looked[path][0]
-        return False
-
     def _digest(self) -> None:
         for step, times, counts in self._rows:
+            self.any = self.any or any(counts)
             for path, count in zip(self._paths, counts, strict=True):
                 self._note(path, self._series[path].add(step, count, times))
         self._rows.clear()
@@ -169,8 +165,8 @@ class UpdateCounter:
             self._pending[path] = burst
 
 
-def _counter(module: Any) -> Tensor | None:
-    """The buffer whose writes are counted."""
+def counter_of(module: Any) -> Tensor | None:
+    """The buffer of a norm whose writes are counted; None where none has a version."""
     counter = getattr(module, "num_batches_tracked", None)
     if not isinstance(counter, Tensor) or isinstance(module, nn.modules.instancenorm._InstanceNorm):
         counter = module.running_mean

@@ -33,9 +33,9 @@ from bnify.auditing.subject import Subject
 from bnify.errors import UsageError, VerificationError
 from bnify.watching.average import Average
 from bnify.watching.calls import CallRecorder, is_compiled
+from bnify.watching.gradients import Gradients
 from bnify.watching.kept import Kept
 from bnify.watching.lines import announce, line_of, write
-from bnify.watching.progress import Progress
 from bnify.watching.steps import Owned, on_steps, plain_optimizer, unwrapped
 from bnify.watching.transfer import states_of
 from bnify.watching.updates import UpdateCounter
@@ -144,7 +144,7 @@ class Watcher:
         self._kept = Kept()
         self._recorder = CallRecorder(())
         self._counter = UpdateCounter()
-        self._progress = Progress()
+        self._gradients = Gradients(every)
         self._owned = Owned(self._model)
         self._steps_hook: Any = None
         self._first = FIRST_STEPS
@@ -157,7 +157,7 @@ class Watcher:
         """Begin, and keep the statistics as they are now. Does nothing where it has begun."""
         if self._steps_hook is not None:
             return self
-        self._counter, self._progress = UpdateCounter(), Progress()
+        self._counter, self._gradients = UpdateCounter(), Gradients(self._every)
         subject, _ = self._look()
         self._recorder = CallRecorder(subject.live.norms if subject.live else ())
         if not self._compiled:
@@ -212,9 +212,9 @@ class Watcher:
             self._count()
 
     def _stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        self._progress.stepping.add(optimizer)
         if self._by_hand:
             return
+        self._gradients.stepped(optimizer, self.steps)
         if self._optimizer in (None, optimizer):
             self._steps_of_others = 0
             self._count()
@@ -271,7 +271,7 @@ class Watcher:
             )
         self._compiled = self._compiled or is_compiled(self._model)
         late = self.steps >= self._first and not self._recorder.calls
-        if self._compiled or (late and self._progress.moved):
+        if self._compiled or (late and self._counter.any):
             calls = "a model that is not compiled: in compiled code no call is seen"
             unchecked |= {r.code: calls for r in self._rules if r.code in _OF_CALLS}
         self.unchecked = unchecked
@@ -300,12 +300,15 @@ class Watcher:
         states, values = states_of(lives, beside.values())
         self._kept.keep(states[0], self.steps)
         self._counter.look(live.norms, {state.path: state.batches for state in states[0]})
-        self._owned.refresh()
         seen = Observed(
             calls=self._recorder.calls,
             bursts=self._counter.bursts,
-            **self._progress.since(live.norms, states[0], self.steps),
+            # Steps by hand may come after zero_grad(): then nothing is known of gradients.
+            trained=frozenset() if self._by_hand else self._gradients.trained(self.steps),
+            ungraded={} if self._by_hand else self._gradients.left_out(self.steps),
         )
+        self._gradients.look(live.norms)
+        self._owned.refresh()
         subject = Subject(norms=states[0], live=live, observed=seen)
         if average is None:
             return subject, None

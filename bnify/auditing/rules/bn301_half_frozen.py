@@ -15,9 +15,9 @@ class HalfFrozen(Rule):
     What it checks:
         Batch norms whose scale and shift have ``requires_grad=False`` while the module is in train
         mode and tracks statistics. Look-alikes with constant statistics (FrozenBatchNorm2d) and
-        norms that are in eval mode on purpose are fine. So are, in a training loop, norms whose
-        scale or shift has moved since the last look: the discriminator of a GAN takes no gradient
-        while the generator is trained.
+        norms that are in eval mode on purpose are fine. So are, in a training loop, norms that
+        took gradients in the last ten steps, or in an interval, if that is shorter: the
+        discriminator of a GAN takes none while the generator is trained.
 
     Why it is bad:
         Freezing parameters does not freeze statistics. In fine-tuning each batch normalizes the

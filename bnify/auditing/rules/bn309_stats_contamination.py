@@ -19,9 +19,9 @@ class StatisticsContamination(Rule):
         updates between two optimizer steps is: it stands out where it is at least 5 more than
         twice that of other steps, once or twice in a row, if three steps in four are alike. That
         is a validation in train mode of 6 batches or more, with ``no_grad`` or without; of
-        k + 5 or more where gradients are accumulated over k batches. And statistics are compared
-        with scale and shift: those that have moved since the last look, while scale and shift
-        take gradients and got none, are of a norm that always runs under ``no_grad``.
+        k + 5 or more where gradients are accumulated over k batches. And where statistics move
+        for ten steps or more, while scale and shift take gradients and get none, the norm always
+        runs under ``no_grad``.
 
     Why it is bad:
         A forward pass in train mode updates running statistics, whatever the gradients do. With

@@ -73,7 +73,8 @@ def insert(
             and shift undo the running statistics, which are measured on ``data``. ``stats`` starts
             as from scratch with the statistics of ``data``, measured one norm after the other.
         data: Batches for ``preserve`` and ``stats``: an iterable of inputs, of ``(inputs, labels)``
-            or of dicts; the example inputs when None.
+            or of dicts; the example inputs when None. Of several ranks each passes its share,
+            ``[]`` where it has none: statistics are those of all.
         include: Globs on module paths, or ``type:Conv2d``, that override the policy.
         exclude: Globs of layers to leave alone; wins over ``include``.
         only: Globs that restrict to these layers.

@@ -31,7 +31,9 @@ def copy_model(model: M, replaced: Mapping[int, Any] | None = None) -> M:
         replaced: What stands for objects of the model in the copy, by their id.
 
     Raises:
-        CaptureError: The model holds something that cannot be copied (a lock, an open file).
+        CaptureError: The model holds something that cannot be copied (a lock, an open file), or a
+            module whose ``__deepcopy__`` gives itself: a copy with it in would not leave the
+            model alone.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
@@ -46,9 +48,17 @@ def copy_model(model: M, replaced: Mapping[int, Any] | None = None) -> M:
     except Exception as error:  # deepcopy runs user code: anything can come out of it
         raise CaptureError(
             f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}",
-            hint="keep locks, files and generators out of the module, or define __deepcopy__",
+            hint="keep locks, files and generators out of the module, or define a __deepcopy__ "
+            "that makes a new module without them",
         ) from error
-    for module in copied.modules():
+    own = {id(module) for module in model.modules()}
+    for path, module in copied.named_modules():
+        if id(module) in own:
+            raise CaptureError(
+                f"{type(model).__name__} cannot be copied: the copy of "
+                f"{path or 'the model'} ({type(module).__name__}) is the module itself",
+                hint="let its __deepcopy__ return a new module, or take it out of the class",
+            )
         if nn.utils.parametrize.is_parametrized(module):
             own_generated_class(module, type(module).__bases__[0])
     return copied

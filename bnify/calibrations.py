@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral, Real
+from typing import Any, Final
 
+import torch
 from torch import nn
 
-from bnify.accept import accept, example_call, refuse_other_than_modules
+from bnify.accept import accept, example_call
 from bnify.auditing.live import Live
+from bnify.auditing.state import NormState
 from bnify.auditing.verdict import holds_constants
 from bnify.borrow import training_possible
-from bnify.calibrating.ranks import over_ranks, padding_of, world_size
-from bnify.calibrating.result import Calibration
-from bnify.calibrating.shard import LEAST_BATCHES, Shard, run_shard, stream
-from bnify.calibrating.writing import updates, write
+from bnify.calibrating.loaders import rewound
+from bnify.calibrating.ranks import Share, Whole, over_ranks
+from bnify.calibrating.result import Calibrated, Calibration
+from bnify.calibrating.shard import LEAST_BATCHES, run_shard, stream
+from bnify.calibrating.writing import counted, refuse_expanded, updates, write
 from bnify.errors import PlanError, UsageError
+from bnify.fingerprint import fingerprint
+from bnify.ranks import repeats_of, weights_of, world_size
 from bnify.structure import Inputs
+
+_STATISTICS: Final = ("running_mean", "running_var")
 
 
 def calibrate(
@@ -45,10 +54,11 @@ def calibrate(
 
     The pass runs on a copy. Modes, hooks, random numbers and other tensors of the model stay as
     they are; if anything is raised, the statistics do too. A loader starts at a fixed random
-    state, so that it gives the same order each time.
+    state, and a generator of its own gets its state back: the order is the same each time.
 
-    Where ``torch.distributed`` is initialised, call it on every rank, each with its share of the
-    data, or none: shares are merged in the order of ranks and all end with the same bits.
+    Where ``torch.distributed`` is initialised, call it on every rank with the same weights, each
+    with its share of the data, or none (``[]``): shares are merged in the order of ranks and all
+    end with the same bits.
 
     Args:
         model: Any plain module, or one in DistributedDataParallel or torch.compile.
@@ -58,8 +68,8 @@ def calibrate(
         inputs: Example inputs, where those of the first batch do not say what forward takes.
         tolerance: Stop after 8 batches or more, when in every channel that varies the standard
             error of mean and standard deviation is at most this share of the standard deviation.
-            It is estimated from how far batches are apart, on this rank: of sorted data it says
-            nothing. None (the default) never stops early.
+            It is estimated from how far batches are apart, on each rank by itself: of sorted data
+            it says nothing. None (the default) never stops early.
         progress: Called with a few words after each batch.
 
     Returns:
@@ -70,38 +80,50 @@ def calibrate(
         CaptureError: The model is no module, has tensors without values, or cannot be copied.
         WeightsError: A weight is not finite.
         PlanError: The model is sharded or scripted; there is no batch; one cannot be run, or holds
-            NaN (its number is named); no norm could be updated; another rank failed.
+            NaN (its number is named); no norm could be updated, or one shares memory between its
+            elements; another rank failed, or has another model or other weights.
     """
-    _check(batches, tolerance)
     plain = unwrapped(model)
-    refuse_other_than_modules(plain)
-    size = world_size()
+    states: dict[str, NormState] = {}
 
-    def run() -> Shard:
+    def run() -> Share:  # on every rank: what fails in it is told to the others
+        _check(batches, tolerance)
         _accept(plain)
         example = None if inputs is None else example_call(plain, inputs)
-        return run_shard(
-            plain,
-            stream(data, batches, plain, example),
-            constant,
-            tolerance=tolerance,
-            progress=progress or (lambda _: None),
+        states.update((state.path, state) for state in Live.of(plain, None).states())
+        constant = frozenset(path for path, state in states.items() if holds_constants(state))
+        refuse_expanded(plain, (path for path in states if path not in constant))
+        with rewound(data):
+            shard = run_shard(
+                plain,
+                stream(data, batches, plain, example),
+                constant,
+                tolerance=tolerance,
+                progress=progress or (lambda _: None),
+            )
+        return Share(
+            shard=shard,
+            constant=constant,
+            tracked=counted(plain, shard, constant),
+            structure=fingerprint(plain).digest,
+            weights=weights_of(plain),
+            repeats=repeats_of(data, shard.samples),
         )
 
     with training_possible():
-        states = {state.path: state for state in Live.of(plain, None).states()}
-        constant = frozenset(path for path, state in states.items() if holds_constants(state))
-        shard = over_ranks(run, plain)
+        whole = over_ranks(run, _device_of(plain))
+        shard = whole.shard
         if not shard.batches:
             raise PlanError("the data holds no batch", hint="pass a loader that yields batches")
-        planned = list(updates(plain, shard, states, constant))
+        planned = list(updates(plain, shard, states, whole.constant, whole.tracked))
+        norms = tuple(update.norm for update in planned)
         found = Calibration(
-            norms=tuple(update.norm for update in planned),
+            norms=norms,
             batches=shard.batches,
             samples=shard.samples,
-            ranks=size,
+            ranks=world_size(),
             stopped=shard.stopped,
-            notes=tuple(_notes(shard, data, tolerance, size, any_norm=bool(planned))),
+            notes=tuple(_notes(plain, whole, norms, tolerance)),
         )
         if planned and not found.updated:
             first = found.norms[0]
@@ -125,12 +147,21 @@ def unwrapped(model: Any) -> nn.Module:
             return model  # type: ignore[no-any-return]  # accept() looks at what it is
 
 
-def _check(batches: int | None, tolerance: float | None) -> None:
-    if batches is not None and batches < 1:
-        raise UsageError(f"batches={batches}: at least one is needed", hint="None takes all")
-    if tolerance is not None and not 0 < tolerance < 1:
+def _device_of(model: object) -> torch.device:
+    """Where the model is; the CPU for what turns out to be no module."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return next((p.device for p in parameters), torch.device("cpu"))
+
+
+def _check(batches: object, tolerance: object) -> None:
+    if batches is not None:
+        if not isinstance(batches, Integral):
+            raise UsageError(f"batches={batches!r}: a whole number", hint="None takes all")
+        if int(batches) < 1:
+            raise UsageError(f"batches={batches}: at least one is needed", hint="None takes all")
+    if tolerance is not None and not (isinstance(tolerance, Real) and 0 < float(tolerance) < 1):
         raise UsageError(
-            f"tolerance={tolerance}: a share of the standard deviation", hint="for example 0.02"
+            f"tolerance={tolerance!r}: a share of the standard deviation", hint="for example 0.02"
         )
 
 
@@ -144,18 +175,50 @@ def _accept(model: nn.Module) -> None:
 
 
 def _notes(
-    shard: Shard, data: Any, tolerance: float | None, size: int, *, any_norm: bool
+    model: nn.Module, whole: Whole, norms: Sequence[Calibrated], tolerance: float | None
 ) -> Iterable[str]:
-    if not any_norm:
-        yield "no norm keeps running statistics: there is nothing to calibrate"
-    if shard.stopped:
+    others = _with_other_statistics(model)
+    if others:
+        path, kind, name = others[0]
+        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
         yield (
-            f"stopped after {shard.batches} batches: the standard error of every mean and "
-            f"deviation is at most {tolerance:g} of the standard deviation"
+            f"{path or 'the model'} ({kind}) keeps {name} alone: not of a kind that is "
+            f"calibrated, left as it was{more}"
         )
-    elif tolerance is not None:
-        few = f", with fewer than {LEAST_BATCHES} batches" if shard.batches < LEAST_BATCHES else ""
-        yield f"all {shard.batches} batches were used: the tolerance {tolerance:g} was not met{few}"
-    padding = padding_of(data) if size > 1 else ""
-    if padding:
-        yield padding
+    elif not norms:
+        yield "no norm keeps running statistics: there is nothing to calibrate"
+    if tolerance is not None:
+        yield _precision(whole, norms, tolerance)
+    if whole.repeated:
+        yield whole.repeated
+
+
+def _with_other_statistics(model: nn.Module) -> list[tuple[str, str, str]]:
+    """Path, class and statistics of modules that keep a running mean or variance alone."""
+    found = []
+    for path, module in model.named_modules():
+        kept = [name for name in _STATISTICS if module._buffers.get(name) is not None]
+        if len(kept) == 1:
+            found.append((path, type(module).__name__, kept[0]))
+    return found
+
+
+def _precision(whole: Whole, norms: Sequence[Calibrated], tolerance: float) -> str:
+    """What came of a tolerance; of several ranks, what their merged batches show."""
+    size, batches = world_size(), whole.shard.batches
+    worst = max((norm.error for norm in norms if norm.error is not None), default=math.inf)
+    few = f", with fewer than {LEAST_BATCHES} batches" if whole.longest < LEAST_BATCHES else ""
+    if not whole.stopped and size == 1:
+        return f"all {batches} batches were used: the tolerance {tolerance:g} was not met{few}"
+    bound = f"at most {tolerance:g}" if worst <= tolerance else f"up to about {worst:.2g}"
+    shown = f"the standard error of every mean and deviation is {bound} of the standard deviation"
+    if size == 1:
+        return f"stopped after {batches} batches: {shown}"
+    if not whole.stopped:
+        start = f"all {batches} batches were used: no rank met the tolerance {tolerance:g} alone"
+        start += few and f"{few} on each"
+    elif whole.stopped == size:
+        start = f"stopped after {batches} batches on {size} ranks"
+    else:
+        start = f"{whole.stopped} of {size} ranks stopped early, {batches} batches in all"
+    return f"{start}; over all ranks {shown}" if math.isfinite(worst) else start

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from bnify.errors import PlanError
-from bnify.made import Made, is_made, made_class
+from bnify.made import Made, class_of, is_made, made_class, swap_class
 
 
 class _KeptInEval(Made):
@@ -46,7 +47,7 @@ def keep_in_eval(module: nn.Module) -> None:
     The object, its tensors and their names stay; ``isinstance`` with the plain class holds.
     """
     if not isinstance(module, _KeptInEval):
-        module.__class__ = _kept_class(type(module))
+        swap_class(module, _kept_class(class_of(module)))
     module.eval()
 
 
@@ -54,7 +55,7 @@ def give_back_train(module: nn.Module) -> None:
     """Undo :func:`keep_in_eval` or a freeze, in place: the plain class, in eval mode for now."""
     while is_made(module, _KeptInEval) or is_made(module, _Frozen):
         made: Any = module
-        module.__class__ = made.plain
+        swap_class(module, made.plain)
 
 
 def is_frozen(module: nn.Module) -> bool:
@@ -71,6 +72,10 @@ def freeze_norms(model: nn.Module, *, affine: bool = False) -> tuple[str, ...]:
     forward of their own and look-alikes are all frozen; the names in a checkpoint do not change.
     Layer, group and rms norms keep no statistics and are left alone.
 
+    Copies and pickles are frozen too. ``SyncBatchNorm.convert_sync_batchnorm``, and a fresh model
+    that loads the state dict or the saved folder, are not; ``train()`` on what ``torch.jit.script``
+    made of the model moves the statistics again.
+
     Args:
         model: Any module; norms that ``bnify.insert`` put in are found too.
         affine: Also take scale and shift out of training (``requires_grad=False``); otherwise they
@@ -80,10 +85,15 @@ def freeze_norms(model: nn.Module, *, affine: bool = False) -> tuple[str, ...]:
         Module paths of the norms that are frozen now.
 
     Raises:
-        PlanError: A norm is lazy and has no statistics yet.
+        PlanError: A norm is lazy and has no statistics yet, or is a ScriptModule.
     """
     norms = {path: m for path, m in model.named_modules() if _keeps_statistics(m)}
     for path, norm in norms.items():
+        if isinstance(norm, torch.jit.ScriptModule):
+            raise PlanError(
+                f"{path or 'the norm'} is a ScriptModule, whose class is fixed",
+                hint="call it on the model itself, and script that model in eval mode",
+            )
         if isinstance(norm, nn.modules.lazy.LazyModuleMixin):
             raise PlanError(
                 f"{path or 'the norm'} is lazy and has no statistics to keep yet",
@@ -91,7 +101,7 @@ def freeze_norms(model: nn.Module, *, affine: bool = False) -> tuple[str, ...]:
             )
     for norm in norms.values():
         if not is_frozen(norm):
-            norm.__class__ = _frozen_class(type(norm))
+            swap_class(norm, _frozen_class(class_of(norm)))
         norm.training = False
         if affine:
             _freeze_affine(norm)
@@ -101,8 +111,8 @@ def freeze_norms(model: nn.Module, *, affine: bool = False) -> tuple[str, ...]:
 def thaw_norms(model: nn.Module) -> tuple[str, ...]:
     """Undo :func:`freeze_norms`, in place; each norm takes the mode of the module around it.
 
-    Scale and shift that were taken out of training learn again; those that did not learn before
-    the freeze still do not.
+    Scale and shift that ``affine=True`` took out of training learn again, whatever was set in
+    between; those that did not learn before the freeze still do not.
 
     Returns:
         Module paths of the norms that were frozen.
@@ -110,27 +120,36 @@ def thaw_norms(model: nn.Module) -> tuple[str, ...]:
     norms = {path: m for path, m in model.named_modules() if is_frozen(m)}
     for path, norm in norms.items():
         give_back_train(norm)
-        for name in vars(norm).pop(_TAKEN, ()):
-            norm.get_parameter(name).requires_grad_(True)
+        taken = vars(norm).pop(_TAKEN, ())
+        for name, parameter in _affine(norm):
+            if name in taken:
+                parameter.requires_grad_(True)
         if path:
             norm.training = model.get_submodule(path.rpartition(".")[0]).training
     return tuple(norms)
 
 
-#: Where a frozen norm remembers which of its own parameters learned before.
+#: Where a frozen norm remembers which of its own tensors learned before.
 _TAKEN = "_taken_out_of_training"
 
 
 def _freeze_affine(norm: nn.Module) -> None:
-    own = dict(norm.named_parameters(recurse=False))
-    taken = [name for name, parameter in own.items() if parameter.requires_grad]
-    for name in taken:
-        own[name].requires_grad_(False)
-        own[name].grad = None  # an optimizer moves what has a gradient, by its momentum too
-    vars(norm)[_TAKEN] = (*vars(norm).get(_TAKEN, ()), *taken)
+    taken = [(name, parameter) for name, parameter in _affine(norm) if parameter.requires_grad]
+    for _, parameter in taken:
+        parameter.requires_grad_(False)
+        parameter.grad = None  # an optimizer moves what has a gradient, by its momentum too
+    vars(norm)[_TAKEN] = (*vars(norm).get(_TAKEN, ()), *(name for name, _ in taken))
+
+
+def _affine(norm: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """A norm's own parameters, each with the tensor's name, parametrized ones too."""
+    own = list(norm.named_parameters(recurse=False))
+    if nn.utils.parametrize.is_parametrized(norm):
+        beneath = norm.get_submodule("parametrizations").named_parameters()
+        own += [(name.partition(".")[0], parameter) for name, parameter in beneath]
+    return own
 
 
 def _keeps_statistics(module: nn.Module) -> bool:
-    return all(
-        isinstance(module._buffers.get(name), Tensor) for name in ("running_mean", "running_var")
-    )
+    # Not _buffers, which a ScriptModule has in another form.
+    return {"running_mean", "running_var"} <= {n for n, _ in module.named_buffers(recurse=False)}

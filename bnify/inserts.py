@@ -11,7 +11,7 @@ from torch import nn
 from bnify.borrow import copy_model
 from bnify.capture import Captured, free_batch, record_train
 from bnify.errors import VerificationError
-from bnify.insertion import InsertOptions, plan_insert, reconciled, training_batch
+from bnify.insertion import InsertOptions, plan_insert, reconciled
 from bnify.measure import measure
 from bnify.optim import extend_optimizer, optimizer_notes
 from bnify.plan import Plan
@@ -20,13 +20,9 @@ from bnify.result import Result
 from bnify.rewrite import check_edits, initial_norms, rewrite_graph, rewrite_tree
 from bnify.structure import Call
 from bnify.verdict import Verification
+from bnify.verification.drift import drift_calls
 from bnify.verification.insertion import verify_insertion
 from bnify.verification.standardised import check_standardised
-
-#: The drift is measured at the training batch size while inputs of that size hold fewer values.
-_MOST_VALUES = 4_000_000
-#: Batch sizes at which it is measured besides, where trained weights are at stake.
-_DRIFT_SIZES = (2, 8, 32)
 
 
 def plan_insertion(captured: Captured, options: InsertOptions, example: Call) -> Plan:
@@ -70,48 +66,22 @@ def carry_out(
     if verify:
         say("verifying")
         realised = Realisations(model, plan, captured.call, statistics)
-        drift = _drift_calls(plan, captured.call, example, measured.batch)
+        drift = drift_calls(plan, captured.call, example, measured.batch)
         own = []
         if measured.order and statistics is not None and measured.pool is not None:
             own.append(check_standardised(rewritten, measured.order, statistics, measured.pool))
-        verification = verify_insertion(realised, model, rewritten, graph, drift, own)
+        verification = verify_insertion(
+            realised, model, rewritten, graph, drift, own, measured.batch
+        )
     result = Result(rewritten, graph, plan, verification, captured.call, before=before)
     if verification is not None and not verification.passed:
         raise _failed(result, verification)
     if inplace:
-        dropped = [
-            model.get_submodule(e.layer).get_parameter("bias") for e in plan.edits if e.drop_bias
-        ]
-        result.model = rewrite_tree(model, plan, initial_norms(model, plan, statistics))
-        if optimizer is not None:
-            extend_optimizer(optimizer, model, plan, dropped)
+        norms = initial_norms(model, plan, statistics)
+        if optimizer is not None:  # first: it may refuse
+            extend_optimizer(optimizer, model, plan, norms)
+        result.model = rewrite_tree(model, plan, norms)
     return result
-
-
-def _drift_calls(plan: Plan, call: Call, example: Call, batch: Call | None) -> list[Call]:
-    """Inputs for the train-mode drift, by size: the user's own, as far as they go.
-
-    At the training batch size; where norms start from statistics, so that trained weights are at
-    stake, at smaller sizes too.
-    """
-    size = training_batch(plan.options.get("batch_size"), example.batch)
-    own = batch if batch is not None and batch.batch is not None else None
-    largest = own.resized(min(size, own.batch or 1)) if own is not None else _at(call, size)
-    if all(edit.init == "reset" for edit in plan.edits):
-        return [largest]
-    source = own or largest
-    most = source.batch or 0
-    smaller = [n for n in _DRIFT_SIZES if n <= most and n != largest.batch]
-    calls = [largest, *(source.resized(n) for n in smaller)]
-    return sorted(calls, key=lambda one: one.batch or 0)
-
-
-def _at(call: Call, size: int) -> Call:
-    """The example at another batch size, grown by fresh samples unless that is a lot of values."""
-    values = sum(t.numel() for _, t in call.tensors()) / max(call.batch or 1, 1)
-    if call.batch is None or size == call.batch or size * values > _MOST_VALUES:
-        return call
-    return call.resized(size) if size < call.batch else call.grown(size, seed=3)
 
 
 def _failed(result: Result, verification: Verification) -> VerificationError:
@@ -126,10 +96,11 @@ def _failed(result: Result, verification: Verification) -> VerificationError:
             numbers = f"error {check.error:.1e}, allowed {check.threshold:.0e}"
         what = f"{check.name}: {'; '.join(filter(None, (numbers, check.detail)))}"
     layer = verification.first_divergent
+    hint = "look at the checks of error.result.verification; try other example inputs"
+    if layer:
+        hint = f"leave {layer} out with exclude, and report this as a bug"
+    if "NoneType" in what and any(edit.drop_bias for edit in result.plan.edits):
+        hint = "the model may ask for a bias that was dropped: leave drop_bias out"
     return VerificationError(
-        f"the result was measured and found wrong ({what})",
-        hint=f"leave {layer} out with exclude, and report this as a bug"
-        if layer
-        else "look at the checks of error.result.verification; try other example inputs",
-        result=result,
+        f"the result was measured and found wrong ({what})", hint=hint, result=result
     )

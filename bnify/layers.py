@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnify.borrow import own_generated_class
+from bnify.made import class_of, swap_class
 from bnify.synced import LocalSyncBatchNorm as LocalSyncBatchNorm
 from bnify.synced import unsync_norms
 
@@ -107,8 +107,8 @@ def without_synchronisation(model: M) -> M:
     an insertion: before the model goes to its GPU.
     """
     for module in model.modules():
-        if type(module) is nn.SyncBatchNorm:
-            module.__class__ = LocalSyncBatchNorm
+        if class_of(module) is nn.SyncBatchNorm:
+            swap_class(module, LocalSyncBatchNorm)
     unsync_norms(model)  # subclasses that bnify made
     return model
 
@@ -124,27 +124,46 @@ class NormedLayer:
         dropped_bias: Tensor | None
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *args: Any,
     ) -> None:
         """Load a checkpoint with a bias into a layer whose bias lives in the running mean."""
-        bias = state_dict.get(f"{prefix}bias")
+        key, own_key = f"{prefix}bias", f"{prefix}dropped_bias"
         dropped = getattr(self, "dropped_bias", None)
         # After a fold the layer has a bias again, which is its own.
-        if bias is not None and dropped is not None and getattr(self, "bias", None) is None:
-            del state_dict[f"{prefix}bias"]
-            for name, buffer in self.norm.named_buffers():
-                if name.rpartition(".")[2] != "running_mean":
-                    continue
-                key = f"{prefix}norm.{name}"
-                if key in state_dict:
-                    state_dict[key] = state_dict[key] - bias
-                else:
-                    buffer.copy_(buffer + dropped - bias.to(buffer))
-            dropped.copy_(bias)
-            state_dict.pop(f"{prefix}dropped_bias", None)
-        if dropped is not None:  # older checkpoints do not have it: nothing is missing
-            state_dict.setdefault(f"{prefix}dropped_bias", dropped)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[misc]
+        if dropped is not None and getattr(self, "bias", None) is None:
+            bias = state_dict.pop(key, None)
+            if bias is not None and bias.shape == dropped.shape:
+                self._take_bias(state_dict, prefix, bias, dropped)
+            elif bias is not None:
+                state_dict[own_key] = bias  # torch lists it with the other sizes that do not fit
+            elif own_key not in state_dict:  # such as a tied one, saved under its other name
+                missing_keys.append(key)
+        if dropped is not None:
+            state_dict.setdefault(own_key, dropped)
+        super()._load_from_state_dict(  # type: ignore[misc]
+            state_dict, prefix, local_metadata, strict, missing_keys, *args
+        )
+
+    @torch.no_grad()  # a state dict may hold parameters
+    def _take_bias(
+        self, state_dict: dict[str, Any], prefix: str, bias: Tensor, dropped: Tensor
+    ) -> None:
+        for name, buffer in self.norm.named_buffers():
+            if name.rpartition(".")[2] != "running_mean":
+                continue
+            key = f"{prefix}norm.{name}"
+            if key in state_dict:
+                state_dict[key] = state_dict[key] - bias
+            else:
+                buffer.copy_(buffer + dropped - bias.to(buffer))
+        dropped.copy_(bias)
+        state_dict.pop(f"{prefix}dropped_bias", None)
 
 
 class LinearNorm(NormedLayer, nn.Linear):
@@ -269,20 +288,14 @@ def attach(layer: nn.Module, norm: nn.Module) -> None:
     ``remove_parametrizations`` leaves the layer with its norm.
     """
     layer.norm = norm
-    if nn.utils.parametrize.is_parametrized(layer):
-        own_generated_class(layer, normed_class(type(layer).__bases__[0]))
-    else:
-        layer.__class__ = normed_class(type(layer))
+    swap_class(layer, normed_class(class_of(layer)))
 
 
 def detach(layer: nn.Module) -> nn.Module:
     """Undo :func:`attach`, in place; returns the norm."""
     norm = norm_of(layer)
     del layer.norm
-    if nn.utils.parametrize.is_parametrized(layer):
-        own_generated_class(layer, plain_class(type(layer).__bases__[0]))
-    else:
-        layer.__class__ = plain_class(type(layer))
+    swap_class(layer, plain_class(class_of(layer)))
     return norm
 
 

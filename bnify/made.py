@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from bnify.borrow import own_generated_class
+
 Maker: TypeAlias = Callable[[type[nn.Module]], type[nn.Module]]
 #: A class that can be imported, or a function that makes one of another recipe.
 Recipe: TypeAlias = "type[nn.Module] | tuple[Maker, Recipe]"
@@ -45,7 +47,7 @@ def made_class(
         body = {
             "plain": plain,
             "maker": staticmethod(maker),
-            "__module__": kind.__module__,
+            "__module__": plain.__module__,  # torch.fx knows the norms of torch by it
             "__doc__": f"{plain.__name__}, {word}.",
         }
         _MADE[kind, plain] = type(f"{plain.__name__}{word}", (kind, plain, *bases), body)
@@ -54,7 +56,27 @@ def made_class(
 
 def is_made(module: nn.Module, kind: type[Made]) -> bool:
     """Whether the class of this very module was made with ``kind``, not one it was made of."""
-    return kind in type(module).__bases__
+    return kind in class_of(module).__bases__
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module; of a parametrized one that beneath its ``ParametrizedX`` class."""
+    kind = type(module)
+    if nn.utils.parametrize.is_parametrized(module):
+        return kind.__bases__[0]
+    return kind
+
+
+def swap_class(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Give a module another class, in place.
+
+    For a parametrized module it is slipped beneath its ``ParametrizedX`` class, so that
+    parametrizations can be removed, and more of them registered, afterwards.
+    """
+    if nn.utils.parametrize.is_parametrized(module):
+        own_generated_class(module, kind)
+    else:
+        module.__class__ = kind
 
 
 def _recipe(kind: type[nn.Module]) -> Recipe:

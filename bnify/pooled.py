@@ -19,8 +19,8 @@ from bnify.structure import Call
 
 #: Values that are pooled at a time on a CPU: 2 MiB as float64.
 _CACHED = 1 << 18
-#: A variance below this share of the channel's own size is none: the channel does not vary.
-_STILL = 1e-10
+#: Relative rounding of a mean over many values in float64.
+_FLOAT64 = 64 * torch.finfo(torch.float64).eps
 
 
 @dataclass(slots=True)
@@ -31,11 +31,13 @@ class Pooled:
         count: Number of values per channel.
         mean: Mean per channel, float64, shape (C,).
         m2: Sum of squared deviations from the mean per channel, float64, shape (C,).
+        rounding: Relative rounding of the values, by the coarsest dtype that they came in.
     """
 
     count: int
     mean: Tensor
     m2: Tensor
+    rounding: float = _FLOAT64
 
     @classmethod
     def empty(cls, channels: int) -> Pooled:
@@ -62,10 +64,11 @@ class Pooled:
             mean = wide.mean(others, keepdim=True)
             m2 = wide.sub_(mean).square_().sum(others)
             both = torch.stack([mean.flatten(), m2]).cpu()  # one transfer
-            self.merge(Pooled(part.numel() // both.shape[1], *both))
+            self.merge(Pooled(part.numel() // both.shape[1], both[0], both[1], _rounding(values)))
 
     def merge(self, other: Pooled) -> None:
         """Merge the statistics of a disjoint set of values."""
+        self.rounding = max(self.rounding, other.rounding)
         if not self.count:  # most batches are pooled in one piece
             self.count, self.mean, self.m2 = other.count, other.mean, other.m2
             return
@@ -83,7 +86,7 @@ class Pooled:
     @property
     def still(self) -> Tensor:
         """Mask of the channels that do not vary beyond rounding, shape (C,)."""
-        return _still(self.mean, self.var)
+        return self.var <= (self.rounding * self.mean).square()
 
 
 @dataclass(slots=True)
@@ -94,11 +97,13 @@ class PerInstance:
         count: Number of samples.
         total_mean: Sum of the means of the samples, float64, shape (C,).
         total_var: Sum of their unbiased variances, float64, shape (C,).
+        rounding: Relative rounding of the values, by the coarsest dtype that they came in.
     """
 
     count: int
     total_mean: Tensor
     total_var: Tensor
+    rounding: float = _FLOAT64
 
     @classmethod
     def empty(cls, channels: int) -> PerInstance:
@@ -116,10 +121,11 @@ class PerInstance:
             return
         mean, deviations = rows.mean(2), (rows - rows.mean(2, keepdim=True)).square().sum(2)
         var = deviations.sum(0) / (rows.shape[2] - 1)
-        self.merge(PerInstance(len(rows), mean.sum(0).cpu(), var.cpu()))
+        self.merge(PerInstance(len(rows), mean.sum(0).cpu(), var.cpu(), _rounding(values)))
 
     def merge(self, other: PerInstance) -> None:
         """Merge the statistics of other samples."""
+        self.rounding = max(self.rounding, other.rounding)
         self.total_mean = self.total_mean + other.total_mean
         self.total_var = self.total_var + other.total_var
         self.count += other.count
@@ -137,11 +143,15 @@ class PerInstance:
     @property
     def still(self) -> Tensor:
         """Mask of the channels that do not vary beyond rounding, shape (C,)."""
-        return _still(self.mean, self.var)
+        return self.var <= (self.rounding * self.mean).square()
 
 
-def _still(mean: Tensor, var: Tensor) -> Tensor:
-    return var <= _STILL * (mean.square() + var.median())
+def _rounding(values: Tensor) -> float:
+    if not values.is_floating_point():
+        return _FLOAT64
+    own = torch.finfo(values.dtype)
+    # Sums are taken in float32 and float64 themselves; those of half precision are rounded once.
+    return max(own.eps * (4 if own.bits > 16 else 1), _FLOAT64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,10 +126,7 @@ def measure_staged(
         for site in sites:
             (found,) = pooled[site.path]
             if not found.count:
-                raise PlanError(
-                    f"{site.edit.layer} never ran on this data: it has no statistics",
-                    hint="pass data that reaches it, or leave it out with exclude",
-                )
+                raise never_ran(site.edit.layer)
             measured[site.edit.carrier][site.call] = found
             norm = norms[site.edit.carrier]
             one = norm.norms()[site.call] if isinstance(norm, CallNorms) else norm
@@ -137,6 +134,14 @@ def measure_staged(
             parent, _, name = site.path.rpartition(".")
             working.get_submodule(parent).add_module(name, one.eval())
     return {carrier: tuple(statistics) for carrier, statistics in measured.items()}
+
+
+def never_ran(layer: str) -> PlanError:
+    """The error for a layer that the data does not reach."""
+    return PlanError(
+        f"{layer or 'the model itself'} never ran on this data: it has no statistics",
+        hint="pass data that reaches it, or leave it out with exclude",
+    )
 
 
 def _blank(edit: Edit) -> nn.Module:

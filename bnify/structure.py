@@ -284,12 +284,19 @@ def _draw(spec: InputSpec, generator: torch.Generator, scale: float) -> Tensor:
 # -- batches of data -----------------------------------------------------------------------------
 
 
-def match_batch(batch: Any, call: Call, model: nn.Module) -> Call:
+def match_batch(batch: Any, call: Call, model: nn.Module, *, any_length: bool = False) -> Call:
     """The part of a batch that is the model's input.
 
     A batch with the structure of the example inputs is the input. Otherwise a sequence whose
     first element, or first n elements, have it (the rest are labels); a dict: the keys that
     forward accepts.
+
+    Args:
+        batch: The batch.
+        call: The example inputs.
+        model: The model.
+        any_length: Whether a list of samples, all alike, may be longer or shorter than that of the
+            example: the last batch of detection data. A recording of the example takes no other.
 
     Raises:
         PlanError: Nothing in the batch has the structure of the example; both are shown.
@@ -309,10 +316,11 @@ def match_batch(batch: Any, call: Call, model: nn.Module) -> Call:
             return Call((), accepted)
     elif isinstance(batch, (list, tuple)):
         count = len(call.args)
-        if count and _shape_of(list(batch[:count])) == _shape_of(list(call.args)):
+        pairs = zip(batch, call.args, strict=False)
+        if 0 < count <= len(batch) and all(_fits(*pair, any_length) for pair in pairs):
             return Call(tuple(batch[:count]), dict(call.kwargs))
         if batch and isinstance(batch[0], (list, tuple, Mapping)):
-            return match_batch(batch[0], call, model)
+            return match_batch(batch[0], call, model, any_length=any_length)
     raise PlanError(
         f"a batch of the data is {_shape_of(batch)}, the example inputs are {example}",
         hint="let the data yield the inputs, or (inputs, labels)",
@@ -350,6 +358,13 @@ def _accepted(batch: Mapping[str, Any], call: Call, model: nn.Module) -> dict[st
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     wanted = set(call.kwargs) if takes_any else set(parameters)
     return {key: value for key, value in batch.items() if key in wanted}
+
+
+def _fits(value: Any, example: Any, any_length: bool) -> bool:
+    found, wanted = _shape_of(value), _shape_of(example)
+    if any_length and isinstance(value, list) and isinstance(example, list) and value and example:
+        return all(sample == wanted[0] for sample in (*found, *wanted)) or found == wanted
+    return bool(found == wanted)
 
 
 def _shape_of(tree: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.nn.modules import batchnorm
@@ -16,7 +17,7 @@ from torch.nn.modules._functions import SyncBatchNorm as SynchronisedFunction
 from torch.overrides import TorchFunctionMode
 
 from bnify.frozen import is_frozen
-from bnify.made import Made, is_made, made_class
+from bnify.made import Made, class_of, is_made, made_class, swap_class
 
 
 class BatchNormNd(batchnorm._BatchNorm):
@@ -36,8 +37,15 @@ class _Synced(Made):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The subclass's forward, its batch statistics over all processes."""
-        with _Synchronising(self):
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        with _Synchronising(self) as calls:
+            result = super().forward(*args, **kwargs)  # type: ignore[misc]
+        norm: Any = self
+        if norm.training and not calls.reached and _world(norm.process_group) > 1:
+            raise RuntimeError(
+                f"{norm.plain.__name__} calls no batch norm of torch, and the statistics that it "
+                "computes itself cannot be synchronized: bnify.unsync_norms(model) takes it back"
+            )
+        return result
 
 
 def _synced_class(plain: type[nn.Module]) -> type[nn.Module]:
@@ -45,23 +53,27 @@ def _synced_class(plain: type[nn.Module]) -> type[nn.Module]:
 
 
 class _Synchronising(TorchFunctionMode):
-    """``F.batch_norm`` in train mode takes the statistics of all processes of a norm's group."""
+    """Batch norm in train mode takes the statistics of all processes of a norm's group."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
         self._group = norm.process_group
+        self.reached = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run one function of torch."""
         del types
-        if func is F.batch_norm:
-            return _batch_norm(self._group, *args, **(kwargs or {}))
+        if func in (F.batch_norm, torch.batch_norm):
+            self.reached = True
+            if _world(self._group) > 1:
+                ours = _functional if func is F.batch_norm else _batch_norm
+                return ours(self._group, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
-def _batch_norm(
+def _functional(
     group: Any,
     input: Tensor,
     running_mean: Tensor | None,
@@ -72,21 +84,47 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``F.batch_norm`` as ``nn.SyncBatchNorm.forward`` has it, with its refusal on CPU."""
-    world = 1
-    if training and distributed.is_available() and distributed.is_initialized():
-        group = group or distributed.group.WORLD
-        world = distributed.get_world_size(group)
-    if world == 1:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    """``F.batch_norm``, whose arguments are in another order."""
+    cudnn = torch.backends.cudnn.enabled
+    statistics = running_mean, running_var
+    return _batch_norm(group, input, weight, bias, *statistics, training, momentum, eps, cudnn)
+
+
+def _batch_norm(
+    group: Any,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """``torch.batch_norm`` as ``nn.SyncBatchNorm.forward`` has it, with its refusal on CPU."""
+    if not training:
+        statistics = running_mean, running_var
+        return torch.batch_norm(
+            input, weight, bias, *statistics, False, momentum, eps, cudnn_enabled
+        )
     if input.device.type == "cpu":
         raise ValueError(
             "synchronized batch norm does not run on CPU: bnify.unsync_norms(model) takes it back"
         )
+    group = group or distributed.group.WORLD
+    world = _world(group)
     result: Tensor = SynchronisedFunction.apply(  # type: ignore[no-untyped-call]
         input, weight, bias, running_mean, running_var, eps, momentum, group, world
     )
     return result
+
+
+def _world(group: Any) -> int:
+    """How many processes a group has; one before there are any."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size(group)
+    return 1
 
 
 def sync_norms(model: nn.Module, process_group: Any = None) -> tuple[str, ...]:
@@ -97,6 +135,10 @@ def sync_norms(model: nn.Module, process_group: Any = None) -> tuple[str, ...]:
     on tokens keep their container, so tokens never become channels. Call it before the model goes
     into DDP, and train on GPUs: synchronized batch norm refuses CPU tensors in train mode. Frozen
     norms (:func:`bnify.freeze_norms`) and lazy ones, which have no channels yet, are left alone.
+
+    What is synchronized is the subclass's ``F.batch_norm`` or ``torch.batch_norm``. One that
+    computes its statistics itself cannot be: its forward in train mode raises ``RuntimeError`` as
+    soon as there is more than one process.
 
     Args:
         model: Any module.
@@ -112,12 +154,12 @@ def sync_norms(model: nn.Module, process_group: Any = None) -> tuple[str, ...]:
             continue
         if is_frozen(norm):
             continue
-        plain = type(norm)
+        plain = class_of(norm)
         if plain in _PLAIN:
-            norm.__class__ = nn.SyncBatchNorm
+            swap_class(norm, nn.SyncBatchNorm)
             vars(norm)["unsynced"] = plain
         else:
-            norm.__class__ = _synced_class(plain)  # type: ignore[assignment]
+            swap_class(norm, _synced_class(plain))
         vars(norm)["process_group"] = process_group
         changed.append(path)
     return tuple(changed)
@@ -126,7 +168,8 @@ def sync_norms(model: nn.Module, process_group: Any = None) -> tuple[str, ...]:
 def unsync_norms(model: nn.Module) -> tuple[str, ...]:
     """Undo :func:`sync_norms`, in place; ``nn.SyncBatchNorm`` of another origin goes as well.
 
-    For one process, for CPU ranks, and for code that does not know ``SyncBatchNorm``.
+    For one process, for CPU ranks, and for code that does not know ``SyncBatchNorm``. Frozen norms
+    are left alone, as :func:`sync_norms` leaves them; in eval mode they wait for no other process.
 
     Returns:
         Module paths of the norms that were changed.
@@ -135,10 +178,9 @@ def unsync_norms(model: nn.Module) -> tuple[str, ...]:
     for path, norm in model.named_modules():
         if is_made(norm, _Synced):
             made: Any = norm
-            norm.__class__ = made.plain
-        elif type(norm) is nn.SyncBatchNorm:
-            plain: type[nn.Module] = vars(norm).pop("unsynced", BatchNormNd)
-            norm.__class__ = plain  # type: ignore[assignment]
+            swap_class(norm, made.plain)
+        elif class_of(norm) is nn.SyncBatchNorm:
+            swap_class(norm, vars(norm).pop("unsynced", BatchNormNd))
         else:
             continue
         vars(norm).pop("process_group", None)

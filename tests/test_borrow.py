@@ -153,6 +153,23 @@ def test_what_cannot_be_copied_is_named():
     assert error.value.hint
 
 
+class Itself(nn.Sequential):
+    def __deepcopy__(self, memo):
+        return self
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_copy_with_a_module_of_the_original_is_refused(inner):
+    one = Itself(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model = nn.Sequential(nn.Linear(3, 3), one) if inner else one
+    named = "1" if inner else "the model"
+    with pytest.raises(
+        CaptureError, match=rf"copy of {named} \(Itself\) is the module itself"
+    ) as error:
+        copy_model(model)
+    assert "return a new module" in error.value.hint
+
+
 def test_removing_parametrizations_from_a_copy_leaves_the_original_alone():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
     x = torch.randn(2, 3)

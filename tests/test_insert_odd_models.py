@@ -9,7 +9,8 @@ from torch import nn
 
 import bnify
 import zoo
-from bnify import api
+from bnify import api, inserts
+from bnify.realise import Realisations
 from mlp import MyNetwork
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
@@ -227,6 +228,48 @@ def test_layers_behind_no_grad_are_named():
         result = bnify.insert(model, X)
         ran = next(c for c in result.verification.checks if "runs and learns" in c.name)
         assert "no gradient reaches a (in the original neither)" in ran.detail
+        assert any("never learn" in note for note in result.verification.notes)
+
+
+class Momentum(nn.Module):
+    """One layer runs twice; its second call makes a target, which takes no gradient."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.a, self.b = how, nn.Linear(6, 6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        y = F.relu(self.a(x))
+        if self.how == "no_grad":
+            with torch.no_grad():
+                target = F.relu(self.a(x + 1))
+        else:
+            target = F.relu(self.a(x + 1)).detach()
+        return self.head(F.relu(self.b(y - target)))
+
+
+@pytest.mark.parametrize("how", ["no_grad", "detach"])
+def test_a_call_that_takes_no_gradient_in_the_original_needs_none(how):
+    result = bnify.insert(Momentum(how), X, per_call=True)
+    assert [edit.calls for edit in result.plan.edits] == [2, 1]
+    ran = next(c for c in result.verification.checks if "runs and learns" in c.name)
+    assert "no gradient reaches call 2 of a (in the original neither)" in ran.detail
+    result.model.train()(X).sum().backward()
+    norms = result.model.a.norm.norms()
+    assert [norm.weight.grad is None for norm in norms] == [False, True]
+
+
+def test_a_call_that_loses_its_gradient_is_still_found(monkeypatch):
+    class Faulty(Realisations):
+        def tree(self):
+            tree = super().tree()
+            tree.a.norm.norms()[0].register_forward_hook(lambda _m, _a, out: out.detach())
+            return tree
+
+    monkeypatch.setattr(inserts, "Realisations", Faulty)
+    with pytest.raises(bnify.VerificationError, match="a: no gradient for weight"):
+        bnify.insert(Momentum("no_grad"), X, per_call=True)
 
 
 def test_complex_layers_are_left_alone():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bnify
-from bnify.pooled import Point, Pooled, pool
+from bnify.pooled import PerInstance, Point, Pooled, pool
 from bnify.structure import Call
 
 
@@ -68,6 +68,55 @@ def test_nothing_and_one_value():
     assert (empty.count, empty.var.tolist()) == (0, [0.0, 0.0])
     empty.add(torch.tensor([[3.0, -1.0]]), 1)
     assert (empty.count, empty.mean.tolist(), empty.var.tolist()) == (1, [3.0, -1.0], [0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offset"),
+    [
+        (torch.float64, 1e6),
+        (torch.float64, -1e12),
+        (torch.float32, 1e6),
+        (torch.bfloat16, 50.0),
+        (torch.float16, 500.0),
+    ],
+)
+def test_a_large_mean_does_not_hide_that_a_channel_varies(dtype, offset):
+    """What counts is what the dtype can tell apart, and no other channel."""
+    values = torch.randn(300, 3, dtype=torch.float64)
+    values[:, 0] = 0.3  # which no dtype holds exactly
+    values[:, 1] *= 1e-5
+    values[:, 2] += offset
+    got = pooled(values.to(dtype).split([100, 7, 193]))
+    assert got.still.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_rounding_is_no_variation(dtype, scale):
+    conv = nn.Conv2d(256, 8, 3).to(dtype)
+    nn.init.uniform_(conv.weight, 0.5, 1)  # sums without cancellation
+    pixel = (torch.rand(1, 256, 1, 1) * scale).to(dtype)
+    with torch.no_grad():
+        flat = [conv(pixel.expand(n, 256, 9, 9)) for n in (8, 5, 1)]
+        zero = [torch.zeros_like(one) + conv.bias[:, None, None] * 1e3 for one in flat]
+    assert pooled(flat).still.all()
+    assert pooled(zero).still.all()
+
+
+def test_the_coarsest_dtype_says_what_varies():
+    values = torch.randn(300, 1, dtype=torch.float64) + 1e4
+    parts = [values[:200], values[200:].bfloat16()]  # all of those are 9984
+    assert not pooled(parts[:1]).still.any()
+    assert pooled(parts).still.all()
+    assert pooled(parts[::-1]).still.all()
+
+
+def test_instance_statistics_vary_beside_a_large_mean():
+    seen = PerInstance.empty(2)
+    values = torch.randn(40, 2, 50, dtype=torch.float64) + 1e6
+    values[:, 1] = 1e6 + 0.1
+    seen.add(values, 1)
+    assert seen.still.tolist() == [False, True]
 
 
 class Stateful(nn.Module):

@@ -270,6 +270,16 @@ def test_the_part_of_a_batch_that_is_the_input(batch, call, model, want):
     assert same(dict(found.kwargs), dict(want.kwargs))
 
 
+def test_a_list_of_samples_may_be_of_any_length_where_that_is_asked_for():
+    call, model = Call(([IMAGE, IMAGE],)), nn.Identity()
+    one, other = ([IMAGE], [LABEL]), ([IMAGE, LABEL], [LABEL])
+    assert same(list(match_batch(one, call, model, any_length=True).args), [[IMAGE]])
+    with pytest.raises(PlanError):
+        match_batch(one, call, model)
+    with pytest.raises(PlanError):
+        match_batch(other, call, model, any_length=True)
+
+
 @pytest.mark.parametrize(
     "batch", [LABEL, [LABEL, IMAGE], 3, None, {"image": IMAGE}, [], "text", {"x": LABEL, "y": 2}]
 )

@@ -76,7 +76,9 @@ def read(batches: Iterable[Any], example: Call, model: nn.Module) -> Iterator[Ba
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for number, batch in enumerate(batches):
         try:
-            call = batch if isinstance(batch, Call) else match_batch(batch, example, model)
+            call = batch
+            if not isinstance(batch, Call):
+                call = match_batch(batch, example, model, any_length=True)
         except PlanError as error:
             raise PlanError(f"batch {number}: {error.message}", hint=error.hint) from None
         for name, tensor in call.tensors(model):

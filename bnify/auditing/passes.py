@@ -85,18 +85,28 @@ class Passes:
             self.labels.append(labels)
 
 
-def run_probed(model: nn.Module, probe: Probe | None, batch: Batch) -> Tensor | None:
+def run_probed(
+    model: nn.Module, probe: Probe | None, batch: Batch, *, number: int | None = None
+) -> Tensor | None:
     """The main output of one batch, in eval mode.
+
+    Args:
+        model: The model.
+        probe: Sees the norms; None for none.
+        batch: The batch.
+        number: Which random state forward() draws from; None for the batch's own, the same in
+            every pass.
 
     Raises:
         PlanError: The model raised; the batch is named.
     """
+    number = batch.number if number is None else number
     try:
         with evaluating(model):
             if probe is None:
-                return main_output(run_once(model, batch.call))
+                return main_output(run_once(model, batch.call, number))
             with probe.attached(), probe:
-                return main_output(run_once(model, batch.call))
+                return main_output(run_once(model, batch.call, number))
     except Exception as error:  # forward() is user code
         lines = str(error).strip().splitlines() or ["no message"]
         raise PlanError(

@@ -57,6 +57,7 @@ class Probe(TorchFunctionMode):
 
     Attributes:
         found: What reached each norm, in the order of execution.
+        unclear: Look-alikes that were left out: their channels could be on two axes.
     """
 
     def __init__(self, norms: Norms, *, train: bool, alone: bool = False) -> None:
@@ -69,6 +70,9 @@ class Probe(TorchFunctionMode):
         self._called: dict[str, Seen] = {}
         self._hooked: dict[str, Seen] = {}
         self._saved: dict[str, tuple[Tensor, Tensor]] = {}
+        self.unclear: set[str] = set()
+        self._last: dict[str, bool | None] = {}
+        self._trying = False
 
     @property
     def found(self) -> dict[str, Seen]:
@@ -84,7 +88,7 @@ class Probe(TorchFunctionMode):
         if name not in _NAMES:
             return func(*args, **kwargs)
         given = _bound(func, name, args, kwargs)
-        path = self._norms.owner(given) or (self._inside[-1] if self._inside else None)
+        path = self._norms.owner(given, self._inside[-1] if self._inside else None)
         if path is None or not isinstance(given.get("input"), Tensor) or given["input"].ndim < 2:
             return func(*args, **kwargs)
         instance = name == "instance_norm"
@@ -143,20 +147,40 @@ class Probe(TorchFunctionMode):
         own = type(norm.module).forward in _TORCH  # those always call a norm operator
 
         def hook(module: Any, args: Any, kwargs: Any) -> None:
+            if self._trying:
+                return
             self._inside.append(norm.path)
             value = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
             held = module._buffers.get("running_mean")
             if own or value is None or held is None or norm.path in self._called:
                 return
-            axis = _channel_axis(value, held.numel())
-            if axis is None:
-                return
             with torch._C.DisableTorchFunction():
+                axis = self._axis(norm, value, Call(args, kwargs))
+                if axis is None:
+                    return
                 batch, count = self._add(self._hooked, norm.path, value, axis, instance=False)
                 if self._replaces(norm.path, count):
                     self._put_statistics(norm, batch)
 
         return hook
+
+    def _axis(self, norm: Written, value: Tensor, call: Call) -> int | None:
+        """Channel axis of the input of a norm that does its arithmetic itself; None if unknown."""
+        channels = norm.module.running_mean.numel()
+        if value.ndim < 2:
+            return None
+        axes = [axis for axis in (1, value.ndim - 1) if value.shape[axis] == channels]
+        if len(set(axes)) < 2 or channels == 1:
+            return axes[0] if axes else None
+        if norm.path not in self._last:
+            self._trying = True
+            self._last[norm.path] = _of_last_axis(norm.module, call)
+            self._trying = False
+        last = self._last[norm.path]
+        if last is None:
+            self.unclear.add(norm.path)
+            return None
+        return axes[last]
 
     def _put_statistics(self, norm: Written, batch: Pooled | PerInstance) -> None:
         """Let the norm's own arithmetic read the statistics of this batch."""
@@ -168,6 +192,8 @@ class Probe(TorchFunctionMode):
 
     def _leave(self, norm: Written) -> Callable[..., None]:
         def hook(module: Any, *_: Any) -> None:
+            if self._trying:
+                return
             if self._inside and self._inside[-1] == norm.path:
                 self._inside.pop()
             for buffer, saved in zip(
@@ -190,6 +216,8 @@ _TORCH = (
 #: Where statistics can be handed over: in half precision they could overflow.
 _SINGLE = ({torch.float32}, {torch.float64})
 _NAMES = frozenset({"batch_norm", "native_batch_norm", "instance_norm"})
+#: Nobody's own seed: data that were drawn at 0 would be what the model draws.
+_SEED: Final = 0x5EED0000
 
 
 def _bound(func: Any, name: str, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -226,10 +254,29 @@ def _with_batch_statistics(name: str, given: dict[str, Any], batch: Pooled | Per
     return result, empty, empty
 
 
-def _channel_axis(value: Tensor, channels: int) -> int | None:
-    if value.ndim >= 2 and value.shape[1] == channels:
-        return 1
-    return value.ndim - 1 if value.ndim >= 2 and value.shape[-1] == channels else None
+def _of_last_axis(module: Any, call: Call) -> bool | None:
+    """Whether a norm's channels are on the last axis, or on axis 1; None where neither shows.
+
+    Other means in some channels change what comes out there, and nothing else.
+    """
+    buffers = module.running_mean, module.running_var
+    saved = [buffer.clone() for buffer in buffers]
+    half = buffers[0].numel() // 2  # one channel alone could have a scale of 0
+    found: list[Tensor] = []
+    try:
+        buffers[1].fill_(1)
+        for shift in (0, 1000):
+            buffers[0].zero_().view(-1)[half:] = shift
+            with seeded(0):
+                found.append(call.clone()(module.forward).nan_to_num())
+        changed = found[0] != found[1]
+        kept = [not bool(changed.movedim(axis, 0)[:half].any()) for axis in (1, -1)]
+    except Exception:  # forward() is user code
+        return None
+    finally:
+        for buffer, value in zip(buffers, saved, strict=True):
+            buffer.copy_(value)
+    return kept[1] if bool(changed.any()) and sum(kept) == 1 else None
 
 
 @contextmanager
@@ -248,7 +295,13 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def run_once(model: nn.Module, call: Call) -> Any:
-    """One forward pass at a known random state, on tensors that the model may write to."""
-    with quietly(), seeded(0):
+def run_once(model: nn.Module, call: Call, number: int = 0) -> Any:
+    """One forward pass at a known random state, on tensors that the model may write to.
+
+    Args:
+        model: The model.
+        call: Its inputs.
+        number: Which random state: one of its own for each batch, or all would draw alike.
+    """
+    with quietly(), seeded(_SEED + number):
         return call.clone()(model)

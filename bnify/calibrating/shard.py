@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Final
 
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from bnify.auditing.batches import Batch, read, started
 from bnify.auditing.live import Live
@@ -19,6 +21,7 @@ from bnify.calibrating.spread import Spread
 from bnify.errors import PlanError
 from bnify.layers import without_synchronisation
 from bnify.pooled import PerInstance, Pooled
+from bnify.ranks import several_ranks
 from bnify.structure import Call, first_call
 
 #: With fewer batches their spread is no estimate.
@@ -36,6 +39,7 @@ class Shard:
         batches: Number of batches.
         samples: Number of samples.
         stopped: Whether it stopped early.
+        unclear: Look-alikes that were left out: their channels could be on two axes.
     """
 
     seen: dict[str, Seen] = field(default_factory=dict)
@@ -44,6 +48,7 @@ class Shard:
     batches: int = 0
     samples: int = 0
     stopped: bool = False
+    unclear: set[str] = field(default_factory=set)
 
     def merge(self, other: Shard) -> None:
         """Merge what another process saw."""
@@ -64,6 +69,7 @@ class Shard:
         self.batches += other.batches
         self.samples += other.samples
         self.stopped |= other.stopped
+        self.unclear |= other.unclear
 
 
 def run_shard(
@@ -90,9 +96,10 @@ def run_shard(
     norms = Buffers(Live.of(model, None), working, constant)
     probe = _Pass(norms, spreads=tolerance is not None)
     shard = Shard(seen={}, names=norms.names, spreads=probe.spreads)
+    rank, size = (dist.get_rank(), dist.get_world_size()) if several_ranks() else (0, 1)
     with seeded(0):  # a loader draws seeds and order from the global random state
         for batch in batches:
-            run_probed(working, probe, batch)
+            run_probed(working, probe, batch, number=batch.number * size + rank)
             shard.batches += 1
             shard.samples += batch.samples
             progress(f"batch {shard.batches}")
@@ -102,7 +109,12 @@ def run_shard(
                 if found and all(error <= tolerance for error in errors):
                     shard.stopped = True
                     break
-    shard.seen = probe.found
+    shard.seen, shard.unclear = probe.found, probe.unclear
+    for path, first in norms.sharing.items():  # what reached either is in the statistics of both
+        if first in shard.seen:
+            shard.seen[path] = replace(copy.deepcopy(shard.seen[first]), path=path)
+        if first in shard.spreads:
+            shard.spreads[path] = copy.deepcopy(shard.spreads[first])
     return shard
 
 
@@ -137,9 +149,13 @@ class Buffers(Norms):
     Without a recording those are found as they run.
     """
 
-    def owner(self, given: Mapping[str, Any]) -> str | None:
-        """Path of the norm; one that is met for the first time gets its name here."""
-        known = super().owner(given)
+    def by_mean(self, given: Mapping[str, Any]) -> str | None:
+        """Path of the norm; one that is met for the first time gets its name here.
+
+        Tensors that forward() puts in the place of buffers (``functional_call``) are known by the
+        names that they have at this moment, and by nothing else: an id outlives no tensor.
+        """
+        known = super().by_mean(given)
         if known is not None:
             return known
         mean, var = given.get("running_mean"), given.get("running_var")
@@ -149,10 +165,14 @@ class Buffers(Norms):
         names = buffers.get(id(mean)), buffers.get(id(var))
         if names[0] is None or names[1] is None:
             return None
+        for path, pair in self.names.items():
+            if pair[0] == names[0]:
+                return path
         scales = {id(tensor): name for name, tensor in self.working.named_parameters()}
         path = scales.get(id(given.get("weight")), names[0])
+        if path in self.names:  # a scale that is another's too
+            path = names[0]
         self.names[path] = (names[0], names[1])
-        self.by_tensor[id(mean)] = path
         return path
 
 

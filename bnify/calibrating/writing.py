@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -15,6 +16,7 @@ from bnify.auditing.state import EPS, NormState
 from bnify.calibrating.result import Calibrated
 from bnify.calibrating.shard import Shard
 from bnify.capture import tensor_at
+from bnify.errors import PlanError
 
 _FEW: Final = 1000
 _CONSTANT: Final = "a look-alike without momentum, whose statistics are constants"
@@ -33,8 +35,60 @@ class Update:
     values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
+def counted(model: nn.Module, shard: Shard, constant: Container[str]) -> dict[str, int]:
+    """How many batches each norm has counted so far, by path.
+
+    Args:
+        model: The model.
+        shard: What reached its norms.
+        constant: Paths of look-alikes that hold constants.
+    """
+    found = {}
+    for path, names in shard.names.items():
+        counter = _counter(model, names[0])
+        if counter is not None and path not in constant and path in shard.seen:
+            found[path] = int(counter)
+    return found
+
+
+def refuse_expanded(model: nn.Module, paths: Iterable[str]) -> None:
+    """Refuse norms whose statistics cannot be written.
+
+    Args:
+        model: The model.
+        paths: Paths of norms.
+
+    Raises:
+        PlanError: Elements of a running mean or variance share memory.
+    """
+    for path in paths:
+        for name in ("running_mean", "running_var"):
+            tensor = model.get_submodule(path)._buffers[name]
+            if tensor is not None and _expanded(tensor):
+                raise PlanError(
+                    f"the elements of {f'{path}.{name}'.lstrip('.')} share memory (an expanded "
+                    "tensor): they cannot have values of their own",
+                    hint="give the buffer memory of its own: buffer.clone()",
+                )
+
+
+def _expanded(tensor: Tensor) -> bool:
+    sides = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(size > 1 and step == 0 for size, step in sides)
+
+
+def _counter(model: nn.Module, mean: str) -> Tensor | None:
+    """The counter of batches beside a running mean, where the norm has one."""
+    counter = model.get_submodule(mean.rpartition(".")[0])._buffers.get("num_batches_tracked")
+    return counter if counter is not None and counter.numel() == 1 else None
+
+
 def updates(
-    model: nn.Module, shard: Shard, states: Mapping[str, NormState], constant: Container[str]
+    model: nn.Module,
+    shard: Shard,
+    states: Mapping[str, NormState],
+    constant: Container[str],
+    tracked: Mapping[str, int],
 ) -> Iterator[Update]:
     """What each norm gets; nothing is written yet.
 
@@ -43,6 +97,7 @@ def updates(
         shard: What reached its norms, on all ranks.
         states: The norms that are modules, as they are.
         constant: Paths of look-alikes that hold constants.
+        tracked: How many batches each norm has counted, the most of all ranks.
     """
     order = [path for path in shard.seen if path in shard.names]
     for path in (*order, *(path for path in states if path not in shard.seen)):
@@ -50,7 +105,8 @@ def updates(
         if path in constant:
             yield Update(_as_it_is(model, path, (mean, var), shard, states.get(path), _CONSTANT))
         else:
-            yield _update(model, path, (mean, var), shard, states.get(path))
+            count = tracked.get(path, 0)
+            yield _update(model, path, (mean, var), shard, states.get(path), count)
 
 
 def _update(
@@ -59,9 +115,12 @@ def _update(
     buffers: tuple[Tensor, Tensor],
     shard: Shard,
     state: NormState | None,
+    count: int,
 ) -> Update:
     seen = shard.seen.get(path)
     why = _why_not(seen, buffers[0].numel())
+    if seen is None and path in shard.unclear:
+        why = "its channels could be on two axes of its input"
     norm = _as_it_is(model, path, buffers, shard, state, why)
     if why or seen is None:
         return Update(norm)
@@ -71,11 +130,10 @@ def _update(
         (tensor, as_stored(vector, tensor))
         for tensor, vector in zip(buffers, (pooled.mean, pooled.var), strict=True)
     ]
-    owner = model.get_submodule(shard.names[path][0].rpartition(".")[0])
-    counter = owner._buffers.get("num_batches_tracked")
-    if counter is not None and counter.numel() == 1:
+    counter = _counter(model, shard.names[path][0])
+    if counter is not None:
         enough = converged_after(state.momentum if state else None, shard.batches)
-        values.append((counter, counter.new_full(counter.shape, max(int(counter), enough))))
+        values.append((counter, counter.new_full(counter.shape, max(count, enough))))
     norm = replace(
         norm,
         mean=pooled.mean,
@@ -147,16 +205,29 @@ def _notes(seen: Seen, buffers: tuple[Tensor, Tensor]) -> Iterator[str]:
 
 
 def write(planned: Iterable[Update]) -> None:
-    """Write every value; if one cannot be, those before it are taken back."""
+    """Write every value; if one cannot be, all are taken back.
+
+    Raises:
+        PlanError: A tensor refuses its values; the norm is named.
+    """
     done: list[tuple[Tensor, Tensor]] = []
     try:
         for update in planned:
             for tensor, value in update.values:
                 done.append((tensor, tensor.detach().clone()))
-                _put(tensor, value)
+                try:
+                    _put(tensor, value)
+                except Exception as error:  # a tensor's class can be the user's
+                    lines = str(error).strip().splitlines() or [type(error).__name__]
+                    raise PlanError(
+                        f"the statistics of {update.norm.name or 'the norm'} cannot be written: "
+                        f"{lines[0]}",
+                        hint="make its buffers plain tensors with memory of their own",
+                    ) from error
     except BaseException:
         for tensor, before in reversed(done):
-            _put(tensor, before)
+            with suppress(Exception):  # what refused its values may refuse the old ones too
+                _put(tensor, before)
         raise
 
 

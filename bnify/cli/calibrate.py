@@ -172,19 +172,19 @@ def _perform(request: _Request, session: Session) -> None:
 def _calibrated(
     request: _Request, model: Any, data: Iterable[Any], call: Call, session: Session
 ) -> Calibration:
-    """New statistics in the model, and accuracy on the same batches before and after."""
-    from bnify.calibrating.scoring import accuracy
+    """New statistics in the model; accuracy before and after, on the batches that gave them."""
+    from bnify.borrow import copy_model
+    from bnify.calibrating.scoring import accuracies
     from bnify.calibrations import calibrate as run
 
-    with session.step("scoring"):
-        before = accuracy(model, data, example=call)
+    old = copy_model(model)
     with session.step("calibrating"):
         found = run(model, data, inputs=call, tolerance=request.tolerance, progress=session.doing)
-    if before is None:
-        return found
     with session.step("scoring"):
-        after = accuracy(model, data, example=call)
-    return replace(found, accuracy_before=before, accuracy_after=after)
+        scores = accuracies((old, model), data, found.batches, example=call)
+    if scores is None:
+        return found
+    return replace(found, accuracy_before=scores[0], accuracy_after=scores[1])
 
 
 def _write(request: _Request, kept: CalibratedModel, call: Call, data: Iterable[Any]) -> Any:

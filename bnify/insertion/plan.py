@@ -25,6 +25,7 @@ from bnify.structure import describe
 
 ASSUMED_BATCH = 32
 FEW_VALUES = 16
+BIAS_READ = "its bias stays: something else reads it too"
 
 
 def plan_insert(
@@ -156,7 +157,12 @@ def _edit(layer: Candidate, context: Context) -> Edit:
             detail.append(f"only {rows} values a channel at batch size {context.batch_size}")
     if is_frozen(layer):
         detail.append("the layer is frozen")
-    has_bias = layer.module is not None and getattr(layer.module, "bias", None) is not None
+    # A bias that is computed (a parametrization) is no parameter of the layer, and stays.
+    has_bias = layer.module is not None and layer.module._parameters.get("bias") is not None
+    drop_bias = options.drop_bias and has_bias and kind in BATCH_KINDS
+    if drop_bias and layer.bias_read:
+        drop_bias = False
+        detail.append(BIAS_READ)
     return Edit(
         layer=layer.layer,
         norm=kind,
@@ -171,7 +177,7 @@ def _edit(layer: Candidate, context: Context) -> Edit:
         groups=groups,
         eps=options.eps,
         momentum=options.momentum if kind in BATCH_KINDS else None,
-        drop_bias=options.drop_bias and has_bias and kind in BATCH_KINDS,
+        drop_bias=drop_bias,
         init=options.init,
     )
 
@@ -256,6 +262,10 @@ def _notes(
             )
     if options.zero_gamma and edits and not any(edit.zero_gamma for edit in edits):
         yield "zero_gamma changed nothing: no edited layer closes a residual branch"
+    read = [edit.layer for edit in edits if BIAS_READ in edit.detail]
+    if read:
+        layers = _count(read, "layer")
+        yield f"drop_bias leaves the bias of {layers}, first {read[0]}: something else reads it too"
     if "sync" in kinds and not _backend():
         yield "sync works as plain batch norm until a process group is up"
     if options.norm in ("sync", "auto") and "batch" in kinds and _backend() == "gloo":

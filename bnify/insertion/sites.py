@@ -8,6 +8,7 @@ from typing import Final
 
 from torch import fx, nn
 
+from bnify import ops
 from bnify.capture import Captured, ModuleCall
 from bnify.graph import Facts, WeightedOp
 
@@ -37,6 +38,7 @@ class Candidate:
         inside: Those of them that run inside the layer's own call.
         weight: Name of the weight.
         tied: Other names of the same weight, or of memory shared with it.
+        bias_read: Whether something reads its bias besides the layers that have it as theirs.
     """
 
     layer: str
@@ -48,6 +50,7 @@ class Candidate:
     inside: tuple[WeightedOp, ...] = ()
     weight: str = ""
     tied: tuple[str, ...] = ()
+    bias_read: bool = False
 
     @property
     def type_name(self) -> str:
@@ -89,6 +92,7 @@ def candidates(captured: Captured, facts: Facts, train: Captured | None) -> list
             modules[path] = module
         names.setdefault(id(module), []).append(path)
     shared = _shared_memory(captured.model)
+    read = _read_elsewhere(captured, *([train] if train is not None else []))
     found: list[Candidate] = []
     owned: set[str] = set()
     for path, module in modules.items():
@@ -118,6 +122,7 @@ def candidates(captured: Captured, facts: Facts, train: Captured | None) -> list
                 inside=inside,
                 weight=roots[0],
                 tied=tuple(sorted(tied - own_names)),
+                bias_read=(f"{path}.bias" if path else "bias") in read,
             )
         )
     found.extend(_functional(captured.model, facts, modules, owned))
@@ -148,6 +153,23 @@ def _readers(facts: Facts) -> dict[str, list[WeightedOp]]:
         for root in op.roots:
             readers.setdefault(root, []).append(op)
     return readers
+
+
+def _read_elsewhere(*recordings: Captured) -> set[str]:
+    """Names of the tensors that are read by more than the weighted operator of their module."""
+    found: set[str] = set()
+    for recording in recordings:
+        for node in recording.graph.nodes:
+            if node.op != "get_attr":
+                continue
+            name = str(node.target)
+            names = {name, *recording.aliases.get(name, ())}
+            owners = {one.rpartition(".")[0] for one in names}
+            for user in node.users:
+                weighted = ops.name_of(user) in ops.WEIGHT_POSITION
+                if not weighted or user.meta.get("module") not in owners:
+                    found |= names
+    return found
 
 
 def _shared_memory(model: nn.Module) -> dict[str, tuple[str, ...]]:

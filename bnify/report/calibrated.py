@@ -75,7 +75,7 @@ def _headline(found: Calibration) -> str:
     seen = f"{count(found.samples, 'sample')} in {count(found.batches, 'batch', 'batches')}"
     where = f" on {found.ranks} ranks" if found.ranks > 1 else ""
     if not found.norms:
-        return f"Nothing to calibrate: {seen}{where}, and no norm keeps running statistics."
+        return f"Nothing to calibrate: {seen}{where}, and no norm keeps running mean and variance."
     updated = len(found.updated)
     rest = f"; {len(found.left)} left as it was" if found.left else ""
     if len(found.left) > 1:

@@ -21,11 +21,21 @@ class Batches:
     """At most so many batches of a source; can be iterated again and again.
 
     A one-shot iterator is kept as it is read; a factory or a loader starts anew each time.
+
+    Attributes:
+        source: The user's loader, which may have a generator of its own; None of a function.
     """
 
-    def __init__(self, spec: str, start: Callable[[], Iterator[Any]], limit: int | None) -> None:
+    def __init__(
+        self,
+        spec: str,
+        start: Callable[[], Iterator[Any]],
+        limit: int | None,
+        source: Iterable[Any] | None = None,
+    ) -> None:
         self.spec = spec
         self.limit = limit
+        self.source = source
         self._start = start
 
     def __iter__(self) -> Iterator[Any]:
@@ -76,7 +86,7 @@ def load_data(spec: str, *, batches: int | None = 8) -> Iterable[Any]:
         _refuse_no_batches(source, spec)
 
     if iter(source) is not source:
-        return Batches(spec, lambda: iter(source), batches)
+        return Batches(spec, lambda: iter(source), batches, source)
     if made:  # a generator function: the first pass uses what is there, later ones a new one
         first = [source]
         return Batches(

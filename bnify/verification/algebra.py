@@ -18,11 +18,19 @@ from torch import Tensor, fx, nn
 from bnify.borrow import copy_model, fused_attention, seeded
 from bnify.capture import attribute_name
 from bnify.errors import BnifyError
-from bnify.layers import CallNorms, carries_norm, norm_of
-from bnify.norms import each_norm
+from bnify.layers import norm_of
 from bnify.structure import outputs_of, run_graph
 from bnify.verdict import Check
-from bnify.verification.bench import SEED, Bench, Realised, Trained, distance, one_ulp_noise
+from bnify.verification.bench import (
+    SEED,
+    Bench,
+    Realised,
+    Trained,
+    distance,
+    one_ulp_noise,
+    preserving_noise,
+)
+from bnify.verification.learning import check_learning
 
 
 @dataclass(slots=True)
@@ -31,6 +39,7 @@ class Algebra:
 
     checks: list[Check] = field(default_factory=list)
     first_divergent: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def worst(self) -> float | None:
@@ -40,8 +49,8 @@ class Algebra:
 
 def check_insertion(realised: Realised) -> Algebra:
     """Run every algebra check of an insertion."""
-    algebra = Algebra()
     bench = Bench(realised)
+    algebra = Algebra(notes=bench.notes)
     for check in (_graph_in_eval, _preserved, _fast_path, _other_batch, _graph_in_train):
         try:
             algebra.checks.extend(check(bench))
@@ -193,7 +202,7 @@ def _graph_in_train(bench: Bench) -> Iterator[Check]:
         elif what == "gradients" and check.passed is False:
             check = replace(check, detail=_recomputed(bench, tree, want) or check.detail)
         yield check
-    yield _all_ran(bench, tree, want)
+    yield check_learning(bench, tree, want)
 
 
 def _recomputed(bench: Bench, tree: nn.Module, trained: Trained) -> str:
@@ -206,52 +215,6 @@ def _recomputed(bench: Bench, tree: nn.Module, trained: Trained) -> str:
                 "its calls cannot be told apart: leave per_call out, or the checkpointing"
             )
     return ""
-
-
-def _all_ran(bench: Bench, tree: nn.Module, trained: Trained) -> Check:
-    """Every inserted norm ran once, and each of its parameters has a gradient.
-
-    A norm needs none where the original's own layer gets none: behind a detach, in a reentrant
-    checkpoint on inputs without gradients.
-    """
-    silent: list[str] = []
-    idle: list[tuple[str, str]] = []
-    for edit in bench.plan.edits:
-        layer = tree.get_submodule(edit.carrier)
-        if not carries_norm(layer):
-            silent.append(f"{edit.carrier} has no norm")
-            continue
-        norm = norm_of(layer)
-        for one in each_norm(norm):
-            tracked = trained.batches.get(id(one), 1)
-            if tracked != 1:
-                silent.append(f"{edit.layer}: ran {tracked} times")
-            for name, parameter in one.named_parameters():
-                if trained.gradients and parameter.grad is None:
-                    idle.append((edit.layer, name))
-        if isinstance(norm, CallNorms) and (ran := trained.calls[id(norm)]) != edit.calls:
-            silent.append(f"{edit.layer}: {ran} calls, planned {edit.calls}")
-    if idle:
-        learned = set(Trained(bench, copy_model(bench.model).train()).gradients)
-        for path, name in idle:
-            original = bench.model.get_submodule(path)
-            own = {n for n, p in original.named_parameters(prefix=path) if p.requires_grad}
-            same = f"{path}.{name}" if path else name
-            if same in own:  # a bias that nothing depends on: the norm's is no better off
-                own = {same}
-            if own & learned:
-                silent.append(f"{path}: no gradient for {name}")
-    count = len(bench.plan.edits)
-    detail = f"{count} norm{'s' * (count != 1)}"
-    if idle and not silent:
-        layers = list(dict.fromkeys(path for path, _ in idle))
-        detail += f"; no gradient reaches {', '.join(layers[:3])}{', ...' * (len(layers) > 3)}"
-        detail += " (in the original neither): such norms never learn"
-    return Check(
-        name="every norm runs and learns",
-        passed=not silent,
-        detail="; ".join(silent[:3]) or detail,
-    )
 
 
 def _preserved(bench: Bench) -> Iterator[Check]:
@@ -269,7 +232,7 @@ def _preserved(bench: Bench) -> Iterator[Check]:
         check = bench.error(
             bench.outputs(tree, call),
             bench.outputs(bench.model, call),
-            lambda c=call: one_ulp_noise(bench, bench.model, c),  # type: ignore[misc]
+            lambda c=call: preserving_noise(bench, c),  # type: ignore[misc]
             f"result = original, eval, {label}",
         )
         decided = decided or check.passed is not None
@@ -322,7 +285,7 @@ def _other_batch(bench: Bench) -> Iterator[Check]:
         yield bench.error(
             got,
             want,
-            lambda: one_ulp_noise(bench, bench.model, call),
+            lambda: preserving_noise(bench, call),
             f"result = original, eval, batch {size + 1}",
         )
     else:

@@ -60,6 +60,8 @@ class Bench:
         self.preserves = all(edit.init == "preserve" for edit in self.plan.edits)
         # Without float64 the two realisations still run the same operators.
         self.least = LEAST if self.wide else 1e-5
+        #: What a check has seen that is no fault, but should be known.
+        self.notes: list[str] = []
 
     def fresh(self) -> Call:
         """Another input of the same shapes."""
@@ -179,6 +181,15 @@ def one_ulp_noise(bench: Bench, model: nn.Module, call: Call, *, train: bool = F
     return distance(
         bench.outputs(moved, call, train=train), bench.outputs(model, call, train=train)
     )[0]
+
+
+def preserving_noise(bench: Bench, call: Call) -> float:
+    """What one unit in the last place moves, in the original or in the result, whichever is more.
+
+    The result subtracts a mean and adds it again: on an input far from the data that the mean is
+    of, it rounds in units of the mean. Its β, which holds the mean too, is moved here.
+    """
+    return max(one_ulp_noise(bench, model, call) for model in (bench.model, bench.tree))
 
 
 class Trained:

@@ -277,6 +277,21 @@ def test_the_proof_is_computed_once_and_only_where_it_is_wanted(healthy, monkeyp
     assert calls == [1]
 
 
+def test_both_modes_draw_the_same_numbers_and_batches_do_not():
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(10, affine=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e-3 * self.norm(x.flatten(1)[:, :10]) + torch.randn(len(x), 10)
+
+    measured = measured_on(Drawing(), batches())
+    assert measured.agreement > 0.99
+    said = [tuple(one.tolist()) for one in measured.kept.said]
+    assert len(set(said)) == len(said) == 8
+
+
 def test_a_finding_without_data_stays_as_it_is(healthy):
     finding = next(f for f in bnify.audit(losing(healthy, "bn2")).findings if f.code == "BN102")
     assert with_proof(finding, Subject()) is finding

@@ -70,6 +70,73 @@ def in_parallel(rank: int, world: int, model: nn.Module) -> Any:
     return calibrate(parallel, [images(20, seed) for seed in range(rank + 9)], tolerance=0.9)
 
 
+def padded_and_cut(rank: int, world: int, model: nn.Module) -> Any:
+    """The same, but the repeated samples, which come last, are never read."""
+    dataset = TensorDataset(images(61))
+    sampler = DistributedSampler(dataset, world, rank, shuffle=False)
+    return calibrate(model, DataLoader(dataset, batch_size=10, sampler=sampler), batches=1)
+
+
+def one_stops(rank: int, world: int, model: nn.Module) -> Any:
+    """The last rank's batches are all alike; those of the others trend."""
+    alike = [images(20)] * 9
+    data = alike if rank == world - 1 else images(180).split(20)
+    return calibrate(nn.Sequential(model.conv1, model.bn1), data, tolerance=1e-3)
+
+
+def counted(rank: int, world: int, model: nn.Module) -> Any:
+    """Each rank has seen another number of batches, as where ranks join and leave."""
+    model.bn1.num_batches_tracked.fill_(1000 + 100 * rank)
+    return calibrate(model, images().split(20))
+
+
+def bad_arguments(rank: int, world: int, model: nn.Module) -> Any:
+    """One rank asks for nothing."""
+    return calibrate(model, images().split(20), batches=0 if rank == world - 1 else 1)
+
+
+def no_module(rank: int, world: int, model: nn.Module) -> Any:
+    """One rank passes a class."""
+    return calibrate(type(model) if rank == world - 1 else model, images().split(20))
+
+
+def expanded(rank: int, world: int, model: nn.Module) -> Any:
+    """On one rank a running mean is one number for all channels."""
+    if rank == world - 1:
+        model.bn2.running_mean = model.bn2.running_mean[:1].expand(6)
+    return calibrate(model, images().split(20))
+
+
+def other_weights(rank: int, world: int, model: nn.Module) -> Any:
+    """One rank has not loaded the checkpoint."""
+    with torch.no_grad():
+        model.conv1.weight[0] += float(rank == world - 1)
+    return calibrate(model, images().split(20))
+
+
+def other_model(rank: int, world: int, model: nn.Module) -> Any:
+    """One rank has a norm in another precision."""
+    if rank == world - 1:
+        model.bn1.running_mean = model.bn1.running_mean.float()
+    return calibrate(model, images().split(20))
+
+
+class Noisy(nn.Module):
+    """A model on inputs with noise."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + torch.randn_like(x))
+
+
+def drawing(rank: int, world: int, model: nn.Module) -> Any:
+    """Inputs of zeros and a forward that draws: no two batches get the same numbers."""
+    return calibrate(Noisy(model), [0 * images(5)] * 4)
+
+
 SCENARIOS: tuple[Callable[..., Any], ...] = (
     uneven,
     one_has_all,
@@ -77,6 +144,15 @@ SCENARIOS: tuple[Callable[..., Any], ...] = (
     failing,
     padded,
     in_parallel,
+    padded_and_cut,
+    one_stops,
+    counted,
+    bad_arguments,
+    no_module,
+    expanded,
+    other_weights,
+    other_model,
+    drawing,
 )
 
 

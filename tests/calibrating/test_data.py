@@ -50,6 +50,20 @@ def test_batches_of_any_kind(kind):
         assert torch.equal(got[name], tensor), name
 
 
+def test_lists_of_samples_may_end_with_a_shorter_one():
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3).double()
+
+        def forward(self, images: list[Tensor], targets: list | None = None) -> list[Tensor]:
+            return [self.norm(one[None]) for one in images]
+
+    x, model = images(5), Detector().eval()
+    calibrate(model, [(list(part), [{}] * len(part)) for part in x.split(2)])
+    assert torch.allclose(model.norm.running_mean, x.mean((0, 2, 3)), rtol=1e-12)
+
+
 def test_one_tensor_is_one_batch():
     want = state([images()])
     assert all(torch.equal(t, want[n]) for n, t in state(images()).items())
@@ -132,6 +146,15 @@ def test_the_standard_error_is_estimated_from_the_batches():
         assert spread.error(total) == pytest.approx(samples**-0.5, rel=0.25)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_an_offset_does_not_stop_it(offset):
+    data = [batch.double() + offset for batch in gaussian(20)]
+    found = calibrate(nn.Sequential(nn.BatchNorm1d(4)).double().eval(), data, tolerance=0.01)
+    assert not found.stopped
+    assert found.norms[0].error == pytest.approx(1000**-0.5, rel=0.5)
+    assert not any("do not vary" in note for note in found.norms[0].notes)
+
+
 def test_it_stops_when_the_error_is_small_enough_and_says_so():
     model = nn.Sequential(nn.BatchNorm1d(4)).eval()
     found = calibrate(model, gaussian(100), tolerance=0.04)
@@ -204,6 +227,27 @@ def test_a_model_without_norms_is_left_in_peace():
     found = calibrate(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), torch.randn(4, 3))
     assert found.norms == ()
     assert found.notes == ("no norm keeps running statistics: there is nothing to calibrate",)
+
+
+class VarianceAlone(nn.Module):
+    """As EvoNorm-B0: a running variance, and no mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_var", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.running_var.sqrt()
+
+
+def test_other_statistics_are_told_of():
+    said = "0 (VarianceAlone) keeps running_var alone: not of a kind that is calibrated"
+    alone = calibrate(nn.Sequential(VarianceAlone()), torch.randn(4, 3))
+    assert alone.notes == (f"{said}, left as it was",)
+    model = nn.Sequential(VarianceAlone(), nn.BatchNorm1d(3), VarianceAlone())
+    beside = calibrate(model, torch.randn(4, 3))
+    assert [norm.name for norm in beside.updated] == ["1"]
+    assert beside.notes == (f"{said}, left as it was (and 1 more)",)
 
 
 def test_drift_is_in_units_of_the_standard_deviation():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -177,6 +179,35 @@ def test_functional_norms_with_buffers_of_their_own():
     assert [norm.name for norm in found.norms] == ["a", "gamma"]
     assert torch.allclose(model.b, x.var((0, 2, 3)), rtol=1e-12)
     assert float(model.c.abs().max()) < 1e-12
+
+
+class Noisy(nn.Module):
+    """Draws in every forward pass, from all three sources."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + torch.randn_like(x)
+        x = x + torch.tensor([0, random.gauss(0, 1), np.random.standard_normal()])  # noqa: NPY002
+        return self.norm(x)
+
+
+def test_each_batch_draws_its_own_numbers():
+    """Drawn alike in each, a mean would be off by the spread of the few values of one batch."""
+    model, again = Noisy().eval(), Noisy().eval()
+    data = [torch.zeros(16, 3, dtype=torch.float64)] * 400
+    before = torch.get_rng_state()
+    found = calibrate(model, data, tolerance=1e-4).norms[0]
+    assert torch.equal(torch.get_rng_state(), before)
+    # N(0, 1) of 6400 values; what Python and NumPy draw is one N(0, 1) a batch more.
+    assert abs(float(found.mean[0])) < 4 * 6400**-0.5
+    assert abs(float(found.var[0]) - 1) < 4 * (2 / 6400) ** 0.5
+    assert float(found.mean[1:].abs().max()) < 4 * (1 / 6400 + 1 / 400) ** 0.5
+    assert float((found.var[1:] - 2).abs().max()) < 4 * (2 / 400) ** 0.5 * 1.5
+    assert found.error == pytest.approx((0.5 / 400) ** 0.5, rel=0.3)
+    assert torch.equal(calibrate(again, data).norms[0].mean, found.mean)
 
 
 def test_num_batches_tracked_is_what_an_average_needs():

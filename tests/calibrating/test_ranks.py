@@ -119,9 +119,88 @@ def test_samples_that_a_sampler_repeats_are_told_of(ran):
         assert said[0]["notes"] == []
 
 
+def test_ranks_draw_what_as_many_batches_in_one_process_draw(ran):
+    got, said = the_same(ran, "drawing")
+    alone = hostile()
+    calibrate(worker.Noisy(alone), [0 * images(5)] * 4 * len(ran))
+    for name in ("bn1.running_mean", "bn1.running_var", "bn5.running_var"):
+        assert torch.allclose(got[name], alone.state_dict()[name], rtol=1e-10, atol=1e-12), name
+    assert all(one == said[0] for one in said)
+
+
 def test_a_model_in_distributed_data_parallel_and_an_early_end(ran):
     _, said = the_same(ran, "in_parallel")
     assert all(one == said[0] for one in said)
     assert said[0]["stopped"]
     assert said[0]["batches"] == 8 * len(ran)
     assert all(norm["error"] <= 0.9 for norm in said[0]["norms"])
+
+
+def test_samples_that_a_sampler_would_repeat_but_nobody_reads_are_not_told_of(ran):
+    _, said = the_same(ran, "padded_and_cut")
+    assert all(one["notes"] == [] for one in said)
+
+
+def test_a_sampler_is_told_of_by_every_rank(ran):
+    _, said = the_same(ran, "padded")
+    assert all(one == said[0] for one in said)
+
+
+def test_a_rank_that_stops_alone_speaks_for_itself(ran):
+    world = len(ran)
+    _, said = the_same(ran, "one_stops")
+    assert all(one == said[0] for one in said)
+    assert said[0]["stopped"]
+    note = said[0]["notes"][0]
+    if world == 1:
+        assert note.startswith("stopped after 8 batches: the standard error")
+        assert "at most 0.001" in note
+    else:
+        assert note.startswith(f"1 of {world} ranks stopped early, {9 * world - 1} batches in all")
+        worst = max(norm["error"] for norm in said[0]["norms"])
+        assert worst > 0.001
+        assert f"is up to about {worst:.2g} of the standard deviation" in note
+
+
+def test_counters_end_alike_too(ran):
+    got, said = the_same(ran, "counted")
+    assert int(got["bn1.num_batches_tracked"]) == 1000 + 100 * (len(ran) - 1)
+    assert all(one == said[0] for one in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("bad_arguments", "UsageError: batches=0: at least one is needed"),
+        ("no_module", "CaptureError: the model is a type, no torch.nn.Module"),
+        ("expanded", "PlanError: the elements of bn2.running_mean share memory"),
+    ],
+)
+def test_what_is_wrong_on_one_rank_keeps_no_other_waiting(ran, name, own):
+    last = len(ran) - 1
+    said = [rank[name][0] for rank in ran]
+    assert said[-1].startswith(own)
+    assert all(one.startswith(f"PlanError: rank {last} failed: {own}") for one in said[:-1])
+    assert all(untouched(rank[name][1]) for rank in ran[:-1])
+
+
+def test_other_weights_on_one_rank_are_refused(ran):
+    last = len(ran) - 1
+    said = [rank["other_weights"][0] for rank in ran]
+    if last:
+        want = f"PlanError: rank {last} has other weights than rank 0"
+        assert all(one.startswith(want) for one in said)
+        assert all(untouched(rank["other_weights"][1]) for rank in ran[:-1])
+    else:
+        assert said[0]["batches"] == 4
+
+
+def test_another_model_on_one_rank_is_refused(ran):
+    last = len(ran) - 1
+    said = [rank["other_model"][0] for rank in ran]
+    if last:
+        want = f"PlanError: rank {last} has another model than rank 0"
+        assert all(one.startswith(want) for one in said)
+        assert all(untouched(rank["other_model"][1]) for rank in ran[:-1])
+    else:
+        assert said[0]["batches"] == 4

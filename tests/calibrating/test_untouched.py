@@ -172,6 +172,10 @@ def test_an_interrupted_progress_changes_nothing():
     ("options", "match"),
     [
         ({"batches": 0}, "batches=0: at least one"),
+        ({"batches": "3"}, "batches='3': a whole number"),
+        ({"batches": 2.5}, "batches=2.5: a whole number"),
+        ({"tolerance": "0.1"}, "tolerance='0.1'"),
+        ({"tolerance": float("nan")}, "tolerance=nan"),
         ({"tolerance": 0.0}, "tolerance=0.0"),
         ({"tolerance": 2}, "tolerance=2"),
     ],
@@ -194,6 +198,18 @@ def test_what_is_no_plain_model():
     broken.fc.weight.data[0] = float("nan")
     with pytest.raises(bnify.WeightsError, match=r"fc\.weight"):
         calibrate(broken, images(20))
+
+
+def test_a_module_that_copies_as_itself_is_left_alone():
+    class Itself(nn.Sequential):
+        def __deepcopy__(self, memo: dict) -> Itself:
+            return self
+
+    model = nn.Sequential(Itself(nn.SyncBatchNorm(3), nn.Dropout())).train()
+    kinds = [(type(module), module.training) for module in model.modules()]
+    with pytest.raises(bnify.CaptureError, match=r"copy of 0 \(Itself\) is the module itself"):
+        calibrate(model, images(20).float())
+    assert [(type(module), module.training) for module in model.modules()] == kinds
 
 
 def test_compiled_and_parallel_models_are_calibrated_in_place():

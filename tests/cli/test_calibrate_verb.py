@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from bnify.calibrations import calibrate
 from trained import Images, batches, train
 
 NET = """
+import torch
 from trained import Images as Net
 from trained import batches
 
@@ -28,6 +30,22 @@ def images():
 
 def nothing():
     return []
+
+
+def infinite():
+    while True:
+        yield from batches(32, 12)
+
+
+class Told(torch.utils.data.TensorDataset):
+    def __getitem__(self, index):
+        print("user: image", index)
+        return super().__getitem__(index)
+
+
+data = Told(*map(torch.cat, zip(*batches(32, 12))))
+generator = torch.Generator().manual_seed(0)
+own_order = torch.utils.data.DataLoader(data, 32, shuffle=True, generator=generator)
 
 
 def bad():
@@ -118,6 +136,37 @@ def test_an_early_end_is_told_of(cli, weights):
     assert ran.code == 0, ran.stderr
     assert "stopped after 8 batches" in ran.stdout
     assert "Std. error" in ran.stdout
+
+
+def test_accuracy_is_on_the_batches_that_were_used_and_on_no_others(cli, weights, stale):
+    words = ("calibrate", "images.py:Net", *weights, "--format", "json")
+    ran = cli(*words, "--data", "images.py:infinite", "--tolerance", 0.2)
+    assert ran.code == 0, ran.stderr
+    said = json.loads(ran.stdout)
+    used = batches(32, 12)[: said["batches"]]
+    assert said["batches"] == 8
+    assert said["accuracy"] == pytest.approx(both(stale, used))
+    ran = cli(*words, "--data", "images.py:own_order", "--batches", 2)
+    assert ran.code == 0, ran.stderr
+    order = [int(number) for number in re.findall(r"user: image (\d+)", ran.stderr)]
+    assert order[-64:] == order[-128:-64] != order[:64]  # the example, calibration, accuracy
+    x, y = map(torch.cat, zip(*batches(32, 12), strict=True))
+    used = [(x[taken], y[taken]) for taken in torch.tensor(order[-64:]).split(32)]
+    assert json.loads(ran.stdout)["accuracy"] == pytest.approx(both(stale, used))
+
+
+def both(stale, used) -> dict[str, float]:
+    """Accuracy before and after."""
+    after = Images()
+    after.load_state_dict(stale.state_dict())
+    calibrate(after, used)
+    return {"before": right(stale, used), "after": right(after.eval(), used)}
+
+
+@torch.no_grad()
+def right(model, used) -> float:
+    found = [(model(x).argmax(1) == y).double() for x, y in used]
+    return float(torch.cat(found).mean())
 
 
 def test_a_folder_can_be_calibrated_again(cli, user, weights):

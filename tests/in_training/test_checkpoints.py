@@ -85,3 +85,52 @@ def test_one_from_after_goes_into_a_fresh_insertion_bit_by_bit(drop_bias, init):
     assert all(
         torch.equal(a, b) for a, b in zip(trained.parameters(), fresh.parameters(), strict=True)
     )
+
+
+# -- a dropped bias that the checkpoint does not have, or has in another size ----------------------
+
+
+class SharedBias(nn.Module):
+    """Two layers with one bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.b.bias = self.a.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.b(self.a(x).relu()).relu())
+
+
+def test_a_dropped_bias_that_the_checkpoint_lacks_is_missing(tmp_path):
+    """As one that two layers share, of which a file has one name."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    old = SharedBias().double()
+    model = bnify.insert(SharedBias().double(), X, init="preserve", drop_bias=True).model
+    safetensors.save_model(old, str(tmp_path / "old.safetensors"))
+    state = safetensors.load_file(tmp_path / "old.safetensors")
+    (lost,) = {"a.bias", "b.bias"} - set(state)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert [key for key in missing if ".norm." not in key] == [lost]
+    state[lost] = old.a.bias
+    missing, _ = model.load_state_dict(state, strict=False)
+    assert all(".norm." in key for key in missing)
+    assert laws.worst_error(laws.run64(old, X), laws.run64(model, X)) < 1e-10
+    own = model.state_dict()
+    model.load_state_dict(own)
+    del own["a.dropped_bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"a.bias\"\. "):
+        model.load_state_dict(own)
+
+
+def test_a_checkpoint_of_other_sizes_is_refused_with_all_of_them():
+    model = bnify.insert(mlp(), X, drop_bias=True, verify=False).model
+    before = copy.deepcopy(model.state_dict())
+    other = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 8)).double()
+    with pytest.raises(RuntimeError, match="loading state_dict") as caught:
+        model.load_state_dict(other.state_dict(), strict=False)
+    assert "size mismatch for 0.weight" in str(caught.value)
+    assert "size mismatch for 0.dropped_bias" in str(caught.value)
+    for key in ("0.dropped_bias", "0.norm.running_mean"):
+        assert torch.equal(before[key], model.state_dict()[key])

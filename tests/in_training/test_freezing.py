@@ -8,7 +8,8 @@ import pickle
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 import bnify
 import laws
@@ -204,6 +205,7 @@ def test_a_frozen_model_is_folded_stripped_and_audited():
     freeze_norms(inserted.model)
     kinds = {type(m).__module__.split(".")[0] for m in inserted.strip().modules()}
     assert "bnify" not in kinds
+    assert not any(is_frozen(m) for m in inserted.strip().modules())
 
 
 def test_a_lazy_norm_has_nothing_to_keep():
@@ -221,3 +223,57 @@ def test_a_norm_by_itself():
     assert not norm.train().training
     assert thaw_norms(norm) == ("",)
     assert norm.train().training
+
+
+def test_a_frozen_norm_is_one_node_of_a_symbolic_trace():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    freeze_norms(model)
+    traced = fx.symbolic_trace(model).train()
+    assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["0", "1", "2"]
+    assert torch.equal(traced(X), model.train()(X))
+    assert torch.equal(model[1].running_mean, torch.zeros(4))
+
+
+class Doubled(nn.Module):
+    """A parametrization."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+@pytest.mark.parametrize("first", ["freeze", "parametrize"])
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_parametrized_norm(first, affine):
+    """Frozen and given back, whichever of both is there first and goes first."""
+    model = laws.hostile_(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), 1)
+    for path in ("0", "1"):
+        if first == "freeze":
+            freeze_norms(model, affine=affine)
+        parametrize.register_parametrization(model[1], "weight", Doubled())
+        freeze_norms(model, affine=affine)
+        before, want = statistics(model), model.eval()(X)
+        assert torch.equal(model.train()(X), want)
+        assert all(torch.equal(before[name], b) for name, b in statistics(model).items())
+        assert [p.requires_grad for p in model[1].parameters()] == [not affine] * 2
+        assert is_frozen(copy.deepcopy(model)[1])
+        if path == "0":
+            parametrize.remove_parametrizations(model[1], "weight")
+            assert is_frozen(model[1])
+            assert laws.worst_error([want], [model.train()(X)]) < 1e-6
+        assert thaw_norms(model) == ("1",)
+        if path == "1":
+            parametrize.remove_parametrizations(model[1], "weight")
+        assert type(model[1]) is nn.BatchNorm2d
+        assert model[1].training
+        assert all(p.requires_grad for p in model.parameters())
+        assert thaw_norms(model) == ()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_norm_cannot_be_frozen():
+    model = nn.Sequential(nn.BatchNorm2d(3), torch.jit.script(nn.Sequential(nn.BatchNorm2d(3))))
+    with pytest.raises(bnify.PlanError, match="0 is a ScriptModule") as caught:
+        freeze_norms(model)
+    assert "eval mode" in caught.value.hint
+    assert not is_frozen(model[0])
+    assert freeze_norms(torch.jit.script(nn.Sequential(nn.GroupNorm(1, 3)))) == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 
 import pytest
@@ -128,6 +129,116 @@ def test_only_schedulers_of_this_optimizer_are_extended():
     assert any("another library" in note for note in notes)
 
 
+def test_a_learning_rate_that_is_a_tensor_is_lowered_once():
+    """A new group has its own tensor: a scheduler writes to that of each group."""
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(0.1))
+    scheduler = schedules.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+    bnify.insert(model, X, optimizer=optimizer, inplace=True, verify=False)
+    for _ in range(2):
+        scheduler.step(1.0)
+    assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.05, 0.05])
+
+
+class OwnFactors(schedules.LRScheduler):
+    """One factor for each group, in a list that bnify does not know."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, factors: list[float]) -> None:
+        self.factors = factors
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        groups = self.optimizer.param_groups
+        return [g["lr"] * f for g, f in zip(groups, self.factors, strict=True)]
+
+
+class OwnRule(schedules.LRScheduler):
+    """One rule for all groups."""
+
+    def get_lr(self) -> list[float]:
+        return [rate * 0.9**self.last_epoch for rate in self.base_lrs]
+
+
+def test_schedulers_that_cannot_be_extended_are_said():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    alive = [OwnFactors(optimizer, [0.9]), OwnRule(optimizer), schedules.StepLR(optimizer, 2)]
+    result = bnify.insert(model, X, optimizer=optimizer, inplace=True, verify=False)
+    notes = [note for note in result.plan.notes if "OwnFactors" in note]
+    assert notes == ["OwnFactors is not extended for its own factors: build it anew"]
+    assert any("its OwnRule, StepLR drives them too" in note for note in result.plan.notes)
+    assert any("another library" in note for note in result.plan.notes)
+    step(model, optimizer)
+    with pytest.raises(ValueError, match="zip"):
+        alive[0].step()
+    alive[1].step()
+    again = OwnFactors(optimizer, [0.9, 0.9])
+    step(model, optimizer)
+    again.step()
+
+
+def test_schedulers_that_the_collector_does_not_show_are_said():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    alive = schedules.StepLR(optimizer, 2)
+    gc.freeze()
+    try:
+        result = bnify.insert(model, X, optimizer=optimizer, inplace=True, verify=False)
+    finally:
+        gc.unfreeze()
+    assert alive.base_lrs == [0.1]
+    assert any("gc.freeze() hides schedulers" in note for note in result.plan.notes)
+
+
+# -- an optimizer that refuses ---------------------------------------------------------------------
+
+
+class FewGroups(torch.optim.SGD):
+    """It takes so many groups and no more."""
+
+    most = 1
+
+    def add_param_group(self, param_group: dict[str, object]) -> None:
+        if len(self.param_groups) == self.most:
+            raise ValueError("no more groups")
+        super().add_param_group(param_group)
+
+
+@pytest.mark.parametrize("most", [2, 3])
+def test_an_optimizer_that_takes_no_further_group_leaves_everything_as_it_was(most, monkeypatch):
+    """At once, and after one of two new groups."""
+    monkeypatch.setattr(FewGroups, "most", most)
+    model = net()
+    keys, ids = list(model.state_dict()), [id(p) for p in model.parameters()]
+    groups = [{"params": model[0].parameters()}, {"params": model[3:].parameters()}]
+    optimizer = FewGroups(groups, lr=0.1, momentum=0.9)
+    scheduler = schedules.StepLR(optimizer, 2)
+    step(model, optimizer)
+    states = {id(p): state["momentum_buffer"] for p, state in optimizer.state.items()}
+    with pytest.raises(
+        bnify.PlanError, match="FewGroups takes no further parameter group"
+    ) as caught:
+        bnify.insert(model, X, optimizer=optimizer, inplace=True, drop_bias=True, verify=False)
+    assert "insert first" in caught.value.hint
+    assert list(model.state_dict()) == keys
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == ids
+    assert {id(p): state["momentum_buffer"] for p, state in optimizer.state.items()} == states
+    assert scheduler.base_lrs == [0.1, 0.1]
+    step(model, optimizer)
+
+
+def test_a_dropped_bias_that_another_layer_keeps_is_trained_on():
+    model = net()
+    model[3].bias = model[0].bias
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"drop_bias": True, "exclude": "3", "verify": False}
+    bnify.insert(model, X, optimizer=optimizer, inplace=True, **options)
+    assert model[0].bias is None
+    before = model[3].bias.detach().clone()
+    step(model, optimizer)
+    assert not torch.equal(before, model[3].bias)
+
+
 # -- grad scaler -----------------------------------------------------------------------------------
 
 
@@ -201,6 +312,34 @@ def test_killed_and_resumed_training_ends_in_the_same_bits(name, options):
     assert want.keys() == again[0].state_dict().keys()
     assert all(torch.equal(want[key], value) for key, value in again[0].state_dict().items())
     assert [g["lr"] for g in parts[1].param_groups] == [g["lr"] for g in again[1].param_groups]
+
+
+@pytest.mark.parametrize("drop_bias", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training_is_resumed_without_the_data_of_the_insertion(name, drop_bias):
+    """The recipe: the same build, an insertion with ``reset``, then all states."""
+    parts = started(name, init="preserve", data=[X], drop_bias=drop_bias)
+    for _ in range(3):
+        step(*parts[:2])
+        parts[2].step()
+    states = [copy.deepcopy(part.state_dict()) for part in parts]
+
+    model = net()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        optimizer.load_state_dict(states[1])  # the natural order
+    options = {"drop_bias": drop_bias, "verify": False}
+    bnify.insert(model, X, init="reset", optimizer=optimizer, inplace=True, **options)
+    again = model, optimizer, schedules.LinearLR(optimizer, total_iters=8)
+    for part, state in zip(again, states, strict=True):
+        part.load_state_dict(state)
+    for ours in (parts, again):
+        torch.manual_seed(5)
+        for _ in range(3):
+            step(*ours[:2])
+            ours[2].step()
+    for key, value in parts[0].state_dict().items():
+        assert torch.equal(value, again[0].state_dict()[key]), key
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

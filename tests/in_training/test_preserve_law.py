@@ -34,7 +34,10 @@ def allowed(model: nn.Module, x: Any) -> float:
 
 
 def assert_the_law(model: nn.Module, x: Any, data: list[Any], **options: Any) -> bnify.Result:
-    """Before folding and after it, on the example and on other inputs of other sizes."""
+    """Before folding and after it, on the example and on other inputs of other sizes.
+
+    Folding takes every norm away again, and gives the weights that folding the original gives.
+    """
     inserted = bnify.insert(model, x, init="preserve", data=data, verify=False, **options)
     if not inserted.plan.edits:
         return inserted
@@ -43,7 +46,41 @@ def assert_the_law(model: nn.Module, x: Any, data: list[Any], **options: Any) ->
         want, limit = laws.run64(model, call), allowed(model, call)
         assert laws.worst_error(want, laws.run64(inserted.model, call)) <= limit, "before folding"
         assert laws.worst_error(want, laws.run64(folded.model, call)) <= limit, "folded"
+    left = norms_left(folded.model, inserted.plan)
+    if options.get("position") == "after-act":  # some cannot pass what follows the activation
+        left -= {skip.layer for skip in folded.plan.skips}
+    assert not left
+    assert_same_weights(bnify.fold(model, x, verify=False).model, folded)
     return inserted
+
+
+def norms_left(model: nn.Module, plan: bnify.Plan) -> set[str]:
+    """Paths of the batch norms that are still where the plan put one."""
+    inserted = tuple(f"{edit.carrier}.norm".lstrip(".") for edit in plan.edits)
+    return {
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and path.startswith(inserted)
+    }
+
+
+def assert_same_weights(plain: nn.Module, folded: bnify.Result) -> None:
+    """Names and values, but for what folding a norm into a layer changes besides.
+
+    A computed weight is baked, and a bias that was dropped comes back only where it is not 0.
+    """
+    want, got = plain.state_dict(), folded.model.state_dict()
+    baked = {key.partition(".parametrizations.")[0] for key in want.keys() - got.keys()}
+    stayed = tuple(f"{skip.layer}." for skip in folded.plan.skips)
+    for key in got.keys() - want.keys():
+        layer = key.rpartition(".")[0]
+        assert layer in baked or key.endswith(".dropped_bias") or key.startswith(stayed), key
+    for key in want.keys() - got.keys():
+        assert ".parametrizations." in key or (key.endswith("bias") and not want[key].any()), key
+    for key in want.keys() & got.keys():
+        value = want[key].double()
+        error = (value - got[key].double()).abs().max() if value.numel() else 0.0
+        assert error <= EXACT * value.abs().max(), key
 
 
 @pytest.mark.parametrize("number", range(CHUNKS))

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import bnify
 import laws
@@ -122,6 +123,19 @@ def test_a_sync_norm_of_another_origin_is_taken_back():
         model[0](torch.ones(3))
 
 
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, WithActivation])
+def test_a_parametrized_norm_stays_so(kind):
+    model = nn.Sequential(kind(3))
+    parametrize.register_parametrization(model[0], "weight", nn.Softplus())
+    want = model(X)
+    assert sync_norms(model) == ("0",)
+    assert isinstance(model[0], nn.SyncBatchNorm)
+    assert torch.equal(model(X), want)
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert unsync_norms(model) == ("0",)
+    assert type(model[0]) is kind
+
+
 def test_frozen_and_lazy_norms_are_left_alone():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.LazyBatchNorm2d(), nn.BatchNorm2d(3))
     freeze_norms(model[0])
@@ -132,6 +146,7 @@ def test_frozen_and_lazy_norms_are_left_alone():
     again = pickle.loads(pickle.dumps(synced))
     assert type(again[0]) is type(synced[0])
     assert not again.train()[0].training
+    assert unsync_norms(synced) == ()
 
 
 def test_a_copy_of_one_process_asks_no_other():

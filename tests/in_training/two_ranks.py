@@ -1,19 +1,22 @@
-"""What two processes do in the tests of a distributed insertion: ``python two_ranks.py TASK ...``.
+"""What processes do in the tests of distributed work: ``python two_ranks.py TASK RANK FOLDER
+BACKEND SIZE``.
 
-The rank is an argument, and a file is the meeting point: no port, no network.
+A file in the folder is the meeting point: no port, no network.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
 import bnify
 from bnify.layers import TokenNorm
@@ -101,6 +104,85 @@ def fails(rank: int, folder: Path) -> None:
         bnify.insert(net(), images(0), init="preserve", data=data, verify=False)
 
 
+def one_has_none(rank: int, folder: Path) -> None:
+    """A rank without a share of the data gets the statistics of the others; without any, none."""
+    del folder
+    data = [images(0, 5), images(1, 3)]
+    for init in ("preserve", "stats"):
+        alone = [data[0], data[1]] if rank == 0 else []
+        result = bnify.insert(net(), images(0), init=init, data=alone)
+        assert result.verification.passed
+        assert same(list(result.model.state_dict().values()))
+        whole = torch.cat(data)
+        mean = net()[0](whole).mean((0, 2, 3))
+        assert torch.allclose(result.model[0].norm.running_mean, mean, rtol=1e-5, atol=1e-5)
+        with pytest.raises(bnify.PlanError, match="the data holds no batch"):
+            bnify.insert(net(), images(0), init=init, data=[])
+        wanted = "rank 1 was given no data, others were"
+        with pytest.raises(bnify.PlanError, match=wanted):
+            bnify.insert(net(), images(0), init=init, data=None if rank else data)
+        # Without data at all, the examples of all ranks are what is measured.
+        result = bnify.insert(net(), images(rank), init=init)
+        assert same(list(result.model.state_dict().values()))
+
+
+def loader_fails(rank: int, folder: Path) -> None:
+    """What the data itself raises on one rank, at its first reading too, is an error on both."""
+    del folder
+
+    def batches(error: Exception) -> Iterator[Tensor]:
+        yield images(0)
+        if rank == 1:
+            raise error
+
+    for init in ("preserve", "stats"):
+        with pytest.raises((bnify.PlanError, OSError), match="the disk is gone"):
+            bnify.insert(net(), images(0), init=init, data=batches(OSError("the disk is gone")))
+        with pytest.raises(bnify.PlanError, match="data is a int"):
+            bnify.insert(net(), images(0), init=init, data=3 if rank else [images(0)])
+
+
+def unlike(rank: int, folder: Path) -> None:
+    """Ranks with other models or plans are refused, other weights and repeated samples told of."""
+    del folder
+    x = images(0)
+    other = net() if rank == 0 else nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3))
+    for model, options in ((other, {}), (net(), {"exclude": ["2"] if rank else []})):
+        with pytest.raises(bnify.PlanError, match="rank 1 has another model than rank 0"):
+            bnify.insert(model, x, init="preserve", data=[x], **options)
+    told = "rank 1 has other weights than rank 0, so the statistics are of several networks"
+    for init in ("preserve", "stats"):
+        notes = bnify.insert(net(rank), x, init=init, data=[x], verify=False).plan.notes
+        assert [note for note in notes if note.startswith(told)] != []
+        notes = bnify.insert(net(), x, init=init, data=[x], verify=False).plan.notes
+        assert [note for note in notes if "other weights" in note] == []
+    dataset = TensorDataset(images(0, 21))
+    loader = DataLoader(dataset, 4, sampler=DistributedSampler(dataset, 2, rank, shuffle=False))
+    notes = bnify.insert(net(), x, init="preserve", data=loader, verify=False).plan.notes
+    assert sum(note.startswith("DistributedSampler repeats 1 of 21 samples") for note in notes) == 1
+
+
+def calibrates(rank: int, folder: Path) -> None:
+    """The exchange itself, on whatever device the backend has: also alone, in a world of one."""
+    del folder
+    place = torch.device("cuda", rank) if distributed.get_backend() == "nccl" else "cpu"
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    model = model.to(place)
+    x = images(rank).to(place)
+    found = bnify.calibrate(model, [x[:5], x[5:]])
+    assert found.ranks == distributed.get_world_size()
+    assert found.batches == 2 * found.ranks
+    mean = model[0](images(0).to(place)).mean((0, 2, 3))
+    if found.ranks == 1:
+        assert torch.allclose(model[1].running_mean, mean, rtol=5e-3, atol=5e-3)
+    plain = net().to(place)
+    result = bnify.insert(plain, x, init="stats", data=iter([x[:5], x[5:]]))
+    assert result.verification.passed
+    with pytest.raises(bnify.PlanError, match="raised RuntimeError on batch 1"):
+        bnify.calibrate(model, [x, torch.zeros(2, 5, 8, 8, device=place)])
+
+
 def falls_back(rank: int, folder: Path) -> None:
     """Synchronized norms do not run on gloo: plain batch norm, and a message."""
     del folder
@@ -125,11 +207,36 @@ class WithActivation(nn.BatchNorm2d):
         return y.relu()
 
 
+class ByTorch(nn.BatchNorm2d):
+    """Its own call of ``torch.batch_norm``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, H, W)."""
+        statistics = self.running_mean, self.running_var
+        return torch.batch_norm(
+            *(input, self.weight, self.bias, *statistics, self.training, 0.1, self.eps, False)
+        )
+
+
+class ByHand(nn.BatchNorm2d):
+    """Its own statistics."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, H, W)."""
+        var, mean = torch.var_mean(input, (0, 2, 3), keepdim=True)
+        return (input - mean) / (var + self.eps).sqrt()
+
+
 def synchronises(rank: int, folder: Path) -> None:
-    """A subclass's own ``F.batch_norm`` is reached: it refuses the CPU, as that of torch does."""
+    """A subclass's own batch norm is reached: it refuses the CPU, as that of torch does."""
     del folder
     x = images(rank)
-    for norm in (nn.BatchNorm2d(3), WithActivation(3)):
+    by_hand = nn.Sequential(ByHand(3))
+    assert sync_norms(by_hand) == ("0",)
+    by_hand.eval()(x)
+    with pytest.raises(RuntimeError, match="ByHand calls no batch norm"):
+        by_hand.train()(x)
+    for norm in (nn.BatchNorm2d(3), WithActivation(3), ByTorch(3)):
         model = nn.Sequential(norm)
         assert sync_norms(model) == ("0",)
         model.eval()(x)
@@ -164,13 +271,18 @@ def once(rank: int, folder: Path) -> None:
 
 
 TASKS: dict[str, Callable[[int, Path], None]] = {
-    task.__name__: task for task in (trains, merges, fails, falls_back, synchronises, saves, once)
+    task.__name__: task
+    for task in (
+        *(trains, merges, fails, one_has_none, loader_fails, unlike, calibrates, falls_back),
+        *(synchronises, saves, once),
+    )
 }
 
 if __name__ == "__main__":
     name, number, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    backend, size = sys.argv[4], int(sys.argv[5])
     meeting = f"file://{directory / 'meeting'}"
-    distributed.init_process_group("gloo", init_method=meeting, rank=number, world_size=2)
+    distributed.init_process_group(backend, init_method=meeting, rank=number, world_size=size)
     TASKS[name](number, directory)
     distributed.barrier()  # gloo aborts where its peer has gone already
     distributed.destroy_process_group()

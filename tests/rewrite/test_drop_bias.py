@@ -154,3 +154,57 @@ def test_an_old_checkpoint_after_its_own():
     model.load_state_dict(cnn(5).state_dict(), strict=False)
     want = bnify.insert(cnn(5), X).model
     assert laws.worst_error(laws.run64(want, X), laws.run64(model, X)) < 1e-6
+
+
+class SecondReader(nn.Module):
+    """Something besides the layer reads its bias: a penalty, say."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.a, self.b = how, nn.Linear(6, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.b(torch.relu(self.a(x))))
+        if self.how == "always" or (self.how == "in training" and self.training):
+            y = y + self.a.bias.pow(2).sum()
+        if self.how == "another layer":
+            y = torch.nn.functional.linear(y, self.head.weight.new_ones(8, 8), self.a.bias)
+        if self.how == "its dtype only":
+            y = y.to(self.a.bias.dtype)
+        return self.head(y)
+
+
+SAMPLES = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("init", ["reset", "preserve", "stats"])
+@pytest.mark.parametrize("how", ["always", "in training", "another layer"])
+def test_a_bias_that_something_else_reads_stays(how, init):
+    model = SecondReader(how)
+    result = bnify.insert(model, SAMPLES, init=init, data=[SAMPLES], drop_bias=True, inplace=True)
+    edits = {edit.layer: edit for edit in result.plan.edits}
+    assert {layer: edit.drop_bias for layer, edit in edits.items()} == {"a": False, "b": True}
+    assert "something else reads it" in edits["a"].detail
+    assert any("the bias of 1 layer, first a" in note for note in result.plan.notes)
+    assert result.verification.passed
+    assert not laws.training_step(model, SAMPLES)
+
+
+def test_a_bias_that_two_layers_share_is_dropped_from_both():
+    model = SecondReader("no")
+    model.b.bias = model.a.bias
+    result = bnify.insert(model.double(), SAMPLES.double(), init="preserve", drop_bias=True)
+    assert [edit.drop_bias for edit in result.plan.edits] == [True, True]
+    laws.assert_same_function(model, result.model, SAMPLES)
+
+
+@pytest.mark.parametrize("init", ["reset", "preserve", "stats"])
+def test_a_model_that_asks_for_a_dropped_bias_is_refused_with_the_cause(init):
+    """Nothing that a recording shows reads it, but ``forward`` cannot do without."""
+    model = SecondReader("its dtype only")
+    with pytest.raises(bnify.VerificationError, match="NoneType") as caught:
+        bnify.insert(model, SAMPLES, init=init, data=[SAMPLES], drop_bias=True, inplace=True)
+    assert "leave drop_bias out" in caught.value.hint
+    assert model.a.bias is not None

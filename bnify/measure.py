@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bnify.borrow import copy_model, seeded
 from bnify.capture import Captured
@@ -20,7 +20,7 @@ from bnify.pooled import Point, Pooled, pool
 from bnify.ranks import Pools, Share, pooled_over_ranks, repeats_of, several_ranks, weights_of
 from bnify.rewrite import Statistics, points
 from bnify.staged import Pooling, Site, measure_staged, never_ran, stages
-from bnify.structure import Call, match_batch
+from bnify.structure import Call, match_batch, started
 from bnify.verification.drift import FirstSamples
 
 _FEW = 1000
@@ -264,16 +264,8 @@ def batches_of(data: Any, example: Call, model: nn.Module) -> Iterator[Call]:
     Raises:
         PlanError: The data is not iterable, or a batch does not fit the example.
     """
-    batches: Iterable[Any] = [data] if isinstance(data, (Tensor, Mapping, Call)) else data
-    try:
-        iterator = iter(batches)
-    except TypeError:
-        raise PlanError(
-            f"data is a {type(data).__name__}, which yields no batches",
-            hint="pass a loader, a list of batches, or one tensor",
-        ) from None
     device = device_of(model)
-    for batch in iterator:
+    for batch in started(data):
         matched = batch if isinstance(batch, Call) else match_batch(batch, example, model)
         if matched.batch != 0:
             yield matched.to(device=device)

@@ -284,6 +284,21 @@ def _draw(spec: InputSpec, generator: torch.Generator, scale: float) -> Tensor:
 # -- batches of data -----------------------------------------------------------------------------
 
 
+def started(data: Any) -> Iterator[Any]:
+    """An iterator over the batches of what a user passes as data.
+
+    Raises:
+        PlanError: The data is not iterable.
+    """
+    try:
+        return iter([data] if isinstance(data, (Tensor, Mapping, Call)) else data)
+    except TypeError:
+        raise PlanError(
+            f"data is a {type(data).__name__}, which yields no batches",
+            hint="pass a loader, a list of batches, or one tensor",
+        ) from None
+
+
 def match_batch(batch: Any, call: Call, model: nn.Module, *, any_length: bool = False) -> Call:
     """The part of a batch that is the model's input.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bnify.borrow import seeded
 from bnify.errors import PlanError
-from bnify.structure import Call, match_batch, named_tensors
+from bnify.structure import Call, match_batch, named_tensors, started
 
 _LABELS: Final = ("labels", "label", "targets", "target", "y", "classes")
 #: Labels that count for nothing: torch's own, and the border of segmentation data.
@@ -37,21 +37,6 @@ class Batch:
     def samples(self) -> int:
         """How many samples it has."""
         return self.call.batch or 0
-
-
-def started(data: Any) -> Iterator[Any]:
-    """An iterator over the batches of what a user passes as data.
-
-    Raises:
-        PlanError: The data is not iterable.
-    """
-    try:
-        return iter([data] if isinstance(data, (Tensor, Mapping, Call)) else data)
-    except TypeError:
-        raise PlanError(
-            f"data is a {type(data).__name__}, which yields no batches",
-            hint="pass a loader, a list of batches, or one tensor",
-        ) from None
 
 
 def first_batches(data: Any, limit: int) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from bnify.auditing.batches import Batch, read, started
+from bnify.auditing.batches import Batch, read
 from bnify.auditing.live import Live
 from bnify.auditing.owners import Norms
 from bnify.auditing.passes import run_probed
@@ -22,7 +22,7 @@ from bnify.errors import PlanError
 from bnify.layers import without_synchronisation
 from bnify.pooled import PerInstance, Pooled
 from bnify.ranks import several_ranks
-from bnify.structure import Call, first_call
+from bnify.structure import Call, first_call, started
 
 #: With fewer batches their spread is no estimate.
 LEAST_BATCHES: Final = 8

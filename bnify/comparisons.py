@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -160,6 +161,7 @@ def compare(
             tell=progress or (lambda _: None),
             model=recipe.name,
             data=asked["data"],
+            report=output is not None,
         )
         if output is not None:
             write_report(comparison, place)
@@ -191,7 +193,7 @@ def _asked(job: Job) -> dict[str, Any]:
     """What makes two comparisons the same: they are resumed only then."""
     made = environment(device=job.question.device, seed=job.question.seed)
     return {
-        "model": job.recipe.name,
+        "model": _name(job.recipe.name),
         "model_sha256": _sha256(job.recipe.source),
         "arguments": dict(job.recipe.arguments),
         "data": _name(job.data),
@@ -206,8 +208,10 @@ def _asked(job: Job) -> dict[str, Any]:
 
 
 def _name(value: Any) -> str:
-    """Words, or the name of a function or class."""
-    return value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
+    """Words, with a path in one spelling, or the name of a function or class."""
+    if isinstance(value, str):
+        return ":".join(os.path.normpath(part) if part else "" for part in value.split(":"))
+    return getattr(value, "__name__", type(value).__name__)
 
 
 def _sha256(value: Any) -> str | None:

@@ -200,7 +200,13 @@ def claims() -> str:
         cells = (f"**{claim['answer']}**: {claim['figure']}" for claim in (mlp, cnn))
         rows.append((mlp["claim"], *(cell.replace("|", "\\|") for cell in cells)))
     links = (f"[{name}](../examples/compare_digits/{name}/report.html)" for name in reports)
-    return table(("claim", *links), rows)
+    deep = json.loads((COMPARED / "deep" / "report.json").read_text())
+    (gradients,) = (claim for claim in deep["claims"] if "gradients" in claim["claim"])
+    return (
+        table(("claim", *links), rows)
+        + "\n\nOf gradients in ten layers ([deep](../examples/compare_digits/deep/report.html)): "
+        + f"**{gradients['answer']}**: {gradients['figure']}."
+    )
 
 
 def exit_codes() -> str:

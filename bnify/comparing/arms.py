@@ -37,6 +37,7 @@ from bnify.structure import Call, outputs_of
 
 #: Names in one line of reasons; the rest is counted.
 _SHOWN = 4
+_TWIN = "too few channels for groups, where group norm is layer norm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,7 @@ def plan_arms(
         else:
             arm = _inserted(norm, model, call, batch_size)
         planned.append(arm if arm.left_out else _tried(arm, model, sized))
+    planned = _without_twin(planned)
     if reference == "none":
         _refuse_without_sites(model, planned)
     return reference, tuple(planned)
@@ -134,7 +136,8 @@ def _inserted(norm: str, model: nn.Module, call: Call, batch_size: int) -> ArmPl
     with training_possible():
         captured = record_example(model, call)
         try:
-            plan = plan_insertion(captured, options, call)
+            with user_code(type(model).__name__):  # its forward pass may end the program
+                plan = plan_insertion(captured, options, call)
             if not plan.edits:
                 why = _skips(plan)
                 return ArmPlan(norm=norm, plan=plan, left_out=f"no layer takes {_a(norm)}: {why}")
@@ -250,6 +253,17 @@ def _loss(output: Any) -> Tensor:
     return torch.stack(floats).sum()
 
 
+def _without_twin(arms: Sequence[ArmPlan]) -> list[ArmPlan]:
+    """Group norm that is layer norm everywhere is left out: it would be tested twice."""
+    layer = {arm.norms for arm in arms if arm.norm == "layer" and not arm.left_out}
+    return [
+        replace(arm, left_out=f"{_TWIN}: see layer", same_as="layer", notes=())
+        if not arm.left_out and _TWIN in arm.notes and arm.norms in layer
+        else arm
+        for arm in arms
+    ]
+
+
 # -- words -----------------------------------------------------------------------------------------
 
 
@@ -260,7 +274,7 @@ def _a(norm: str) -> str:
 def _twin(norm: str, edits: Sequence[Edit]) -> list[str]:
     """Group norm with one group everywhere is layer norm."""
     one = norm == "group" and all(e.norm == "layer" or e.groups == 1 for e in edits)
-    return ["too few channels for groups, where group norm is layer norm"] if one and edits else []
+    return [_TWIN] if one and edits else []
 
 
 def _names(names: Sequence[str]) -> str:

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 _TRIAL_OVERHEAD: Final = 0.03
 #: A forward pass in eval mode costs about this share of a training step on as many samples.
 _FORWARD: Final = 0.35
-#: Seconds for a worker process to import torch, and for the report.
+#: Seconds for a worker process to import torch.
 _WORKER_START: Final = 3.0
-_REPORT: Final = 5.0
+#: Seconds for the analysis, and with it to draw and write the report where one is wanted.
+ANALYSIS: Final = 0.5
+REPORT: Final = 5.0
 #: Share of the time that is planned for: trials beside each other slow each other down.
 _PLANNED: Final = 0.8
 #: Arms that are kept, the reference among them, where norms are dropped for the budget.
@@ -106,6 +108,7 @@ def fitted(
     *,
     seconds: float,
     workers: int,
+    report: float = REPORT,
     droppable: Sequence[str] = (),
 ) -> Schedule:
     """The largest part of a schedule that is expected to fit.
@@ -114,16 +117,17 @@ def fitted(
         full: What is wanted.
         norms: The arms.
         costs: Of trials on this machine.
-        seconds: Wall clock that is left, the report not counted yet.
+        seconds: Wall clock that is left.
         workers: Processes.
+        report: Seconds of these to keep for analysis and report.
         droppable: Norms that may be left out, the first one first.
     """
     started = _WORKER_START + costs.pilot.loading if workers > 1 else 0.0
-    available = (seconds - _REPORT - started) * workers * _PLANNED
+    available = (seconds - report - started) * workers * _PLANNED
 
     def cost(schedule: Schedule) -> float:
         run = schedule.norms(norms)
-        return costs.seconds(schedule.tuning(run)) + costs.seconds(_all_figures(schedule, run))
+        return costs.seconds(schedule.tuning(run)) + costs.seconds(all_figures(schedule, run))
 
     fewer = _without_a_norm(droppable, len(norms))
     return _cut(full, cost, available, (*_FIRST, fewer, *_THEN))
@@ -138,6 +142,7 @@ def refitted(
     *,
     seconds: float,
     workers: int,
+    report: float = REPORT,
 ) -> Schedule:
     """The same once the tuning runs have shown what trials really cost: seeds and sweeps only.
 
@@ -149,8 +154,9 @@ def refitted(
         costs: Of trials, as measured.
         seconds: Wall clock that is left.
         workers: Processes.
+        report: Seconds of these to keep for analysis and report.
     """
-    available = (seconds - _REPORT) * workers * (1 + _PLANNED) / 2
+    available = (seconds - report) * workers * (1 + _PLANNED) / 2
     sweeps = {axis: tuned.lrs if axis == "lr" else full.sweeps[axis] for axis in full.sweeps}
     start = replace(tuned, seeds=full.seeds, sweeps=sweeps)
     return _cut(
@@ -161,7 +167,7 @@ def refitted(
     )
 
 
-def _all_figures(schedule: Schedule, norms: Sequence[str]) -> Iterator[Trial]:
+def all_figures(schedule: Schedule, norms: Sequence[str]) -> Iterator[Trial]:
     """The runs beyond tuning, as if every norm's best learning rate were another than the equal."""
     lrs = schedule.lrs
     most = Selection(best=dict.fromkeys(norms, lrs[-1]), equal_lr=lrs[0], target=None)

@@ -20,6 +20,8 @@ from bnify.comparing.trial import Trial
 PLAIN: Final = "none"
 #: Claims on small batches are about batches up to so many samples.
 SMALL_BATCH: Final = 4
+#: The norms without which "all norms" says too much.
+USUAL: Final = ("batch", "group", "layer")
 #: A step that takes at least this share of another's time is not cheaper.
 CHEAPER: Final = 0.95
 
@@ -67,6 +69,8 @@ def _measured(
     absent = _absent(runs, norm, other)
     if absent is not None:
         return absent
+    if runs.stand_in(norm) == runs.stand_in(other):
+        return Evidence(figure=f"{norm} and {other} are the same norms in this model")
     norm, other = runs.stand_in(norm), runs.stand_in(other)
     if runs.selection.target is None and name in ("steps", "time"):
         return Evidence(figure="there is no target: no arm trained")
@@ -213,10 +217,14 @@ def all_improve(runs: Runs) -> Evidence:
 
     "All are better" has the largest of their p (an intersection-union test: Berger, Multiparameter
     hypothesis testing and acceptance sampling, 1982); "one is worse" the smallest of those that
-    are, after Holm over the norms.
+    are, after Holm over the norms. Where fewer than batch, group and layer norm were asked for, or
+    only one could be run, that is not all norms.
     """
     if (absent := _absent(runs, PLAIN)) is not None:
         return absent
+    unasked = [norm for norm in USUAL if norm not in runs.arms]
+    if unasked:  # one that no layer takes says nothing: the others are all there are
+        return Evidence(figure=f"there is no arm {unasked[0]!r}: add it to --norms")
     pairs = {
         norm: paired
         for norm in runs.arms
@@ -238,6 +246,8 @@ def all_improve(runs: Runs) -> Evidence:
     if absentees:
         parts.append(f"without figures: {', '.join(absentees)}")
     p = min(adjusted[n] for n in worse) if worse else max(paired.p for paired in pairs.values())
+    if len(pairs) == 1:
+        return Evidence(figure=f"one norm alone has figures: {'; '.join(parts)}")
     # A norm that no layer takes says nothing; one that was tuned and did not train was no gain.
     unproved = min(gain.values()) == 0 or any(n in runs.selection.best for n in absentees)
     count = min(len(paired.seeds) for paired in pairs.values())

@@ -88,7 +88,7 @@ class Runs:
     higher: bool
 
     def stand_in(self, norm: str) -> str:
-        """The arm with these norms: ``"as-is"`` where the model's own are of this kind."""
+        """The arm with these norms: ``"as-is"`` or ``"layer"``, say, where it has the same."""
         arm = self.arms.get(norm)
         return norm if arm is None else arm.same_as or norm
 

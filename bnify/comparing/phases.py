@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from bnify.comparing.budget import Costs, cut_words, fitted, refitted
+from bnify.comparing.budget import REPORT, Costs, all_figures, cut_words, fitted, refitted
 from bnify.comparing.clock import Clock
 from bnify.comparing.engine import Engine
 from bnify.comparing.question import DROPPED_FIRST, NORMS, Question
@@ -18,8 +19,8 @@ from bnify.errors import SpecError
 
 #: Share of the budget after which what is not tuned yet is not tuned any more.
 _TUNING_SHARE: Final = 0.7
-#: Seconds kept for analysis and report.
-_REPORT: Final = 4.0
+#: A budget that is suggested is this many times what the smallest comparison is expected to take.
+_MARGIN: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,7 @@ class Phases:
         reference: The arm that the others are compared with.
         higher: Whether a larger metric is better.
         full: What would be run without a budget.
+        report: Seconds to keep for analysis and report.
         schedule: What is run, as far as that is decided.
         selection: Learning rates and target, once they are chosen.
     """
@@ -71,8 +73,10 @@ class Phases:
     reference: str
     higher: bool
     full: Schedule
+    report: float = REPORT
     schedule: Schedule = field(init=False)
     selection: Selection = field(init=False)
+    _fresh: list[Outcome] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.schedule = self.full
@@ -83,7 +87,7 @@ class Phases:
         """All phases, or what is left of them.
 
         Raises:
-            SpecError: The budget is too small for anything, or no arm trained.
+            SpecError: The budget ended before there was one figure, or no arm trained.
         """
         self._fit(engine)
         self._tune(engine)
@@ -102,7 +106,8 @@ class Phases:
                     self.costs,
                     seconds=self.clock.left,
                     workers=engine.workers,
-                    droppable=DROPPED_FIRST if self.question.norms == NORMS else (),
+                    report=self.report,
+                    droppable=self._droppable(),
                 )
             )
             self.folder.write("schedule", self.schedule.to_dict())
@@ -124,11 +129,7 @@ class Phases:
         if not whole:
             tuned = self.schedule.as_far_as(self.outcomes, self.norms)
             if tuned is None:
-                raise SpecError(
-                    f"the budget of {self.clock.budget:g} s is too small to tune one learning "
-                    f"rate: a training run takes about {spent / max(1, fresh):.1f} s",
-                    hint=f"--budget {4 * self.clock.budget:g}, fewer --norms or --epochs",
-                )
+                raise self._too_small("to tune one learning rate", engine)
             self.schedule = tuned
         chosen = select(
             self.schedule,
@@ -152,6 +153,7 @@ class Phases:
                 costs,
                 seconds=self.clock.left,
                 workers=engine.workers,
+                report=self.report,
             )
         )
         self.selection = chosen
@@ -163,14 +165,48 @@ class Phases:
         found = self.folder.read("cut")
         if found is None:
             trials = list(self.schedule.figures(self.norms, self.selection))
-            if self._trials(engine, trials, "training", self.clock.budget - _REPORT):
+            if self._trials(engine, trials, "training", self.clock.budget - self.report):
                 return
             missing = {trial.seed for trial in trials if trial not in self.outcomes}
             found = {"seeds": [seed for seed in self.schedule.seeds if seed not in missing]}
+            if not found["seeds"]:
+                raise self._too_small("to train one seed of every norm", engine)
             self.folder.write("cut", found)
         left, planned = tuple(found["seeds"]), len(self.schedule.seeds)
         said = f"the budget ended after {len(left)} of {planned} seeds"
         self.schedule = replace(self.schedule, seeds=left, cuts=(*self.schedule.cuts, said))
+
+    def _droppable(self) -> Sequence[str]:
+        return DROPPED_FIRST if self.question.norms == NORMS else ()
+
+    def _too_small(self, what: str, engine: Engine) -> SpecError:
+        """The budget ended before there was one figure: where it went, and what is enough."""
+        first, timed = self._fresh[0], self._fresh[engine.workers :]
+        spent = (self._fresh[-1].elapsed - first.elapsed) * engine.workers
+        if not timed:  # the first ones' time holds that of workers, or of Ray, to start
+            timed, spent = self._fresh, sum(run.seconds for run in self._fresh)
+        each = spent / len(timed)
+        began = max(0.0, first.elapsed - each)
+        factor = spent / max(self.costs.seconds([run.trial for run in timed]), 1e-9)
+        least = fitted(
+            self.full,
+            self.norms,
+            self.costs,
+            seconds=-math.inf,
+            workers=engine.workers,
+            droppable=self._droppable(),
+        )
+        run = least.norms(self.norms)
+        trials = [*least.tuning(run), *all_figures(least, run)]
+        training = self.costs.seconds(trials) * factor / engine.workers
+        needed = _MARGIN * (began + training) + self.report
+        place = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+        return SpecError(
+            f"the budget of {self.clock.budget:g} s is too small {what}: {began:.1f} s went into "
+            f"loading, timing and starting, a training run takes about "
+            f"{each:.2g} s, and the smallest comparison has {len(trials)}",
+            hint=f"--budget {math.ceil(needed / place) * place:g}, fewer --norms or --epochs",
+        )
 
     def _with_cuts(self, schedule: Schedule) -> Schedule:
         return replace(schedule, cuts=tuple(cut_words(self.full, schedule)))
@@ -194,6 +230,7 @@ class Phases:
                 kept = replace(outcome, elapsed=self.clock.now())
                 self.folder.keep(kept)
                 self.outcomes[kept.trial] = kept
+                self._fresh.append(kept)
                 count, paid = count + 1, paid + price[kept.trial]
                 left = (rest - paid) * (kept.elapsed - began) / paid
                 self.tell(Progress(doing=doing, done=count, total=len(trials), left=max(left, 0.0)))

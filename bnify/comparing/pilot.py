@@ -13,7 +13,7 @@ from torch import nn
 
 from bnify.borrow import seeded
 from bnify.comparing.training import Setup, backward, make_optimizer
-from bnify.errors import BnifyError
+from bnify.errors import BnifyError, SpecError
 from bnify.spec.usercode import user_code
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def measure_steps(
                 turns[arm.norm] = _turn(arm.build(build(0)), setup, usual)
         except BnifyError as error:
             failed[arm.norm] = error.message
-    spent = _interleaved(turns, seconds * 0.7)
+    spent = _interleaved(turns, seconds * 0.7, failed)
     medians = {norm: statistics.median(times) * 1000 for norm, times in spent.items()}
     base = spent.get(reference, [])
     ratio = {
@@ -103,15 +103,19 @@ def measure_steps(
     }
     size_ms: dict[int, float] = {}
     plain = next((arm for arm in arms if arm.norm == reference), None)
-    if plain is not None and reference in turns:
+    if plain is not None and reference in spent:
+        named = {f"batches of {size}": size for size in sorted({usual, *sizes})}
         others = {}
-        for size in sorted({usual, *sizes}):
-            with user_code(f"training with batches of {size}"):
-                others[str(size)] = _turn(plain.build(build(0)), setup, size)
+        for name, size in named.items():
+            with user_code(f"training with {name}"):
+                others[name] = _turn(plain.build(build(0)), setup, size)
+        refused: dict[str, str] = {}
         size_ms = {
-            int(size): statistics.median(times) * 1000
-            for size, times in _interleaved(others, seconds * 0.3).items()
+            named[name]: statistics.median(times) * 1000
+            for name, times in _interleaved(others, seconds * 0.3, refused).items()
         }
+        if refused:
+            raise SpecError(next(iter(refused.values())), hint="mend the model or the loss")
     return Pilot(step_ms=medians, ratio=ratio, size_ms=size_ms, failed=failed, loading=loading)
 
 
@@ -144,14 +148,19 @@ def _wait(device: torch.device) -> None:
 
 
 def _interleaved(
-    turns: Mapping[str, Callable[[], float]], seconds: float
+    turns: Mapping[str, Callable[[], float]], seconds: float, failed: dict[str, str]
 ) -> dict[str, list[float]]:
-    """Times of all sides, round after round, in alternating order."""
+    """Times of all sides, round after round, in alternating order; one that raises is out."""
     spent: dict[str, list[float]] = {name: [] for name in turns}
     started = time.perf_counter()
     for number in range(_ROUNDS if turns else 0):
         if number >= _LEAST and time.perf_counter() - started >= seconds:
             break
-        for name in sorted(turns, reverse=bool(number % 2)):
-            spent[name].append(turns[name]())
+        for name in sorted(spent, reverse=bool(number % 2)):
+            try:
+                with user_code(f"training with {name}"):
+                    spent[name].append(turns[name]())
+            except BnifyError as error:
+                failed[name] = error.message
+                del spent[name]
     return spent

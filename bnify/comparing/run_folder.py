@@ -1,8 +1,8 @@
 """The folder that a comparison is kept in while it runs, so that a killed one can go on.
 
-``run.json`` holds the question, ``pilot.json``, ``schedule.json``, ``selection.json`` and
-``cut.json`` what was decided once, ``trials/`` one file a finished trial. A lock, which the
-kernel drops with the process, keeps a second process out.
+``run.json`` holds the question, ``loaded.json`` digests of network, data and code, ``pilot.json``,
+``schedule.json``, ``selection.json`` and ``cut.json`` what was decided once, ``trials/`` one file a
+finished trial. A lock, which the kernel drops with the process, keeps a second process out.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from bnify.strict_json import dumps
 #: Names in a run folder. ``force`` deletes these, and nothing else.
 FILES: Final = (
     "run.json",
+    "loaded.json",
     "schedule.json",
     "pilot.json",
     "selection.json",
@@ -119,7 +120,7 @@ class RunFolder:
         """Keep a decision; ``inf`` and ``nan`` become text, as in every JSON of bnify.
 
         Args:
-            name: ``"pilot"``, ``"schedule"``, ``"selection"`` or ``"cut"``.
+            name: ``"loaded"``, ``"pilot"``, ``"schedule"``, ``"selection"`` or ``"cut"``.
             data: What was decided.
 
         Raises:

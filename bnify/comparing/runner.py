@@ -16,12 +16,13 @@ from torch import nn
 from bnify.accept import accept, example_call
 from bnify.comparing.analysis import analyse
 from bnify.comparing.arms import ArmPlan, plan_arms
-from bnify.comparing.budget import Costs, wanted
+from bnify.comparing.budget import ANALYSIS, REPORT, Costs, wanted
 from bnify.comparing.clock import Clock
 from bnify.comparing.comparison import Arm, Comparison
 from bnify.comparing.data import Data
 from bnify.comparing.engine import open_engine
 from bnify.comparing.job import Job
+from bnify.comparing.loaded import digests, refuse_other
 from bnify.comparing.phases import Phases, Progress, Tell
 from bnify.comparing.pilot import Pilot, measure_steps
 from bnify.comparing.question import Question
@@ -36,7 +37,15 @@ _PILOT_SECONDS: Final = 6.0
 
 
 def run_job(
-    job: Job, folder: RunFolder, *, engine: str, jobs: int, tell: Tell, model: str, data: str
+    job: Job,
+    folder: RunFolder,
+    *,
+    engine: str,
+    jobs: int,
+    tell: Tell,
+    model: str,
+    data: str,
+    report: bool = True,
 ) -> Comparison:
     """Run a comparison, or what is left of it.
 
@@ -48,6 +57,7 @@ def run_job(
         tell: Called with the progress.
         model: The model in words.
         data: The data in words.
+        report: Whether a report is going to be written, which takes some of the budget.
 
     Returns:
         The comparison; with :attr:`Comparison.partial` where it was interrupted.
@@ -62,9 +72,13 @@ def run_job(
     _check_batch(question, loaded)
     tell(Progress(doing="inserting and verifying each norm"))
     reference, arms = _planned(build(0), loaded, question)
+    found = folder.read("pilot")
+    code = (job.recipe.source, job.data, job.loss)
+    here = digests(build(0), loaded, setup.loss, code)
+    refuse_other(folder.path, folder.read("loaded"), here, began=found is not None)
+    folder.write("loaded", here)
     job = replace(job, arms=arms)
     usable = [arm for arm in arms if not arm.left_out]
-    found = folder.read("pilot")
     if found is None:
         tell(Progress(doing="timing a training step with each norm"))
         pilot = measure_steps(
@@ -96,6 +110,7 @@ def run_job(
         reference=reference,
         higher=setup.classifies,
         full=full,
+        report=REPORT if report else ANALYSIS,
     )
     tell(Progress(doing="starting"))
     partial, name = "", engine

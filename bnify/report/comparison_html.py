@@ -170,9 +170,10 @@ def _design(comparison: Comparison) -> Iterator[str]:
         f"from test data. A second table holds all arms at the rate that is best for {reference}, "
         "which flatters norms that stand high rates.",
         "Certainty": "Intervals are 95 % t-intervals of the mean paired difference. p is from a "
-        "two-sided sign-flip permutation test over the seeds, after Holm's correction over all "
-        "norms; the verdict is “higher” or “lower” where it is below 0.05. “Not distinguished” "
-        "does not mean equal.",
+        "two-sided sign-flip permutation test over the seeds, after Holm's correction over the "
+        "norms of one measure in one setting, and over the claims among themselves; not over all "
+        "of these together, and not for the choice of learning rates. The verdict is “higher” or "
+        "“lower” where it is below 0.05. “Not distinguished” does not mean equal.",
         "Steps to the target": "A run that never gets there is kept as “later than the last step, "
         f"{comparison.steps}”, not dropped; medians take it so. The time to the target is these "
         "steps times the median time of a step, which is measured in turns with the reference; "

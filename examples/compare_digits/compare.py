@@ -1,10 +1,11 @@
-"""The article's claims, measured: its own network and a small CNN, on scikit-learn's digits.
+"""The article's claims, measured: its own network, a small CNN and a deep one, on digits.
 
     python examples/compare_digits/compare.py
 
 Every kind of norm, ten seeds, and sweeps over learning rates, batch sizes and initial scales: about
-an hour on two cores. The reports land beside this file and are committed;
-``docs/claims.md`` is made of them by ``make docs``. Killed, the same command goes on.
+an hour on two cores. The deep network is there for its gradients: four arms, no sweeps. Reports
+land beside this file and are committed; ``docs/claims.md`` is made of them by ``make docs``.
+Killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from typing import Any
 import bnify
 
 HERE = Path(__file__).resolve().parent
-MODELS = {"mlp": "examples/mlp.py:MyNetwork", "cnn": "examples/cnn.py:SmallCNN"}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mlp": ("examples/mlp.py:MyNetwork", {}),
+    "cnn": ("examples/cnn.py:SmallCNN", {}),
+    "deep": (
+        "examples/deep.py:DeepNetwork",
+        {"norms": ("none", "batch", "layer", "group"), "sweep": ()},
+    ),
+}
 KEPT = ("report.html", "report.json", "results.csv")
 #: For a test of this file, in seconds rather than minutes.
 QUICK: dict[str, Any] = {
@@ -40,12 +48,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few runs, to try this file")
     options = parser.parse_args()
     os.chdir(HERE.parents[1])  # the SPECs are as a user types them at the root
-    for name, spec in MODELS.items():
+    for name, (spec, own) in MODELS.items():
         runs = options.runs / name
         result = bnify.compare(
             spec,
             "digits",
-            **{"sweep": ("lr", "batch", "init"), "budget": 0, **(QUICK if options.quick else {})},
+            **{
+                "sweep": ("lr", "batch", "init"),
+                "budget": 0,
+                **own,
+                **(QUICK if options.quick else {}),
+            },
             jobs=2,
             output=runs,
             resume=(runs / "run.json").exists(),

@@ -489,6 +489,26 @@ def test_kinds_of_an_encoder():
     assert running(arms) == ["as-is", "none", "batch", "batch-noaffine", "rms"]
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: nn.Sequential(
+            nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3)
+        ),
+        lambda: nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)),
+    ],
+)
+def test_group_norm_that_is_layer_norm_is_not_tested_twice(model):
+    norms = ("none", "batch", "layer", "group", "rms")
+    _, arms = plan_arms(model(), Call((image(4, 6),)), norms, batch_size=4)
+    arms = {arm.norm: arm for arm in arms}
+    assert arms["group"].left_out.endswith("where group norm is layer norm: see layer")
+    assert arms["group"].same_as == "layer"
+    assert not arms["layer"].left_out
+    _, arms = plan_arms(model(), Call((image(4, 6),)), ("none", "group"), batch_size=4)
+    assert not arms[-1].left_out, "without layer norm it stands for itself"
+
+
 def test_a_fused_kernel_with_other_norms_would_be_caught(monkeypatch):
     """The planted fault: the fast path stays on, and the kernel reads tensors of two rms norms."""
     monkeypatch.setattr(replacement, "_leave_fast_path", lambda *_: None)

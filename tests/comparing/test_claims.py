@@ -337,6 +337,7 @@ def test_a_lower_loss_is_an_improvement():
         "none": Truth(metric=0.5),
         "batch": Truth(metric=0.3, tested=_tested(1.5, 0.3)),
         "group": Truth(metric=0.3, tested=_tested(0.4, 0.3)),
+        "layer": Truth(metric=0.3, tested=_tested(0.4, 0.3)),
     }
     world = replace(AS_CLAIMED, truths=truths, higher=False)
     answers = _answers(world.compare())
@@ -344,6 +345,30 @@ def test_a_lower_loss_is_an_improvement():
     worse = {**truths, "group": Truth(metric=0.7, tested=_tested(1.9, 0.7))}
     answers = _answers(replace(world, truths=worse).compare())
     assert answers["all-improve"] is answers["small-batches"] is Answer.CONTRADICTED
+
+
+def test_group_norm_that_is_layer_norm_is_not_compared_with_it():
+    truths = {**AS_CLAIMED.truths, "group": Truth(left_out="group norm is layer norm: see layer")}
+    world = replace(AS_CLAIMED, truths=truths, arms={"group": {"same_as": "layer"}})
+    claims = _claims(world.compare())
+    slower = claims["layer-slower-than-group"]
+    assert slower.answer is Answer.UNTESTED
+    assert "same norms" in slower.figure
+    assert claims["small-batches"].answer is Answer.SUPPORTED, "layer norm stands for it"
+    assert "without figures" not in claims["all-improve"].figure
+
+
+@pytest.mark.parametrize("norms", [("batch",), ("batch", "group"), ("batch", "layer", "rms")])
+def test_some_norms_are_not_all_norms(norms):
+    truths = {norm: AS_CLAIMED.truths.get(norm, Truth(metric=0.95)) for norm in ("none", *norms)}
+    claim = _claims(replace(AS_CLAIMED, truths=truths).compare())["all-improve"]
+    assert claim.answer is Answer.UNTESTED
+    assert "add it to --norms" in claim.figure
+    refused = {norm: Truth(left_out="no layer takes it") for norm in ("group", "layer")}
+    alone = {"none": AS_CLAIMED.truths["none"], "batch": AS_CLAIMED.truths["batch"], **refused}
+    claim = _claims(replace(AS_CLAIMED, truths=alone).compare())["all-improve"]
+    assert claim.answer is Answer.UNTESTED
+    assert "one norm alone" in claim.figure
 
 
 def test_one_norm_that_is_no_better_leaves_all_improve_open():

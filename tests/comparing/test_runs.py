@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,33 +149,37 @@ def test_another_seed_gives_other_numbers():
 @pytest.mark.slow
 def test_killed_ten_times_and_resumed_it_ends_in_the_same_figures(where, uninterrupted):
     random_wait = random.Random(5)
-    killed = 0
-    for attempt in range(40):
-        folder = where / "out"
-        started = (folder / "run.json").exists()
-        more = ["--resume"] if started else ["--force"] if folder.exists() else []
+    folder, killed, begun = where / "out", 0, 0
+    while killed < 10:
+        begun += 1
+        assert begun < 40, f"{killed} of {begun} kills met a running process"
         process = subprocess.Popen(
-            command("out", "--jobs", "2", *more),
+            command("out", "--jobs", "2", *_more(folder)),
             cwd=where,
             env=ONE_THREAD,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
         # At most one more trial a time, so that there is something left to kill ten times.
-        wait = random_wait.uniform(0, 0.15)
         before = count(folder)
-        while process.poll() is None and count(folder) == before and attempt:
+        while process.poll() is None and count(folder) == before and begun > 1:
             time.sleep(0.01)
-        time.sleep(wait if attempt else 2 + wait)
-        if killed == 10 or process.poll() is not None:
-            _, said = process.communicate(timeout=120)
-            assert process.returncode == 0, said.decode()
-            break
+        time.sleep(random_wait.uniform(0, 0.15) + 2 * (begun == 1))
         process.send_signal(signal.SIGKILL)
-        process.communicate()
-        killed += 1
-    assert killed >= 5
-    assert reproducible(where / "out") == uninterrupted
+        _, said = process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            killed += 1
+            continue
+        assert process.returncode == 0, said.decode()  # too late: it was done, and begins anew
+        assert reproducible(folder) == uninterrupted
+        shutil.rmtree(folder)
+    run(where, "out", "--jobs", "2", *_more(folder))
+    assert reproducible(folder) == uninterrupted
+
+
+def _more(folder):
+    started = (folder / "run.json").exists()
+    return ["--resume"] if started else ["--force"] if folder.exists() else []
 
 
 def count(folder):
@@ -239,6 +245,42 @@ def test_a_budget_too_small_for_anything_says_how_much_it_takes():
         quick(epochs=3000, budget=1)
 
 
+def test_a_budget_that_ends_before_one_seed_is_refused_with_one_that_is_enough():
+    """Tuning takes most of it: at a pace that the first steps do not show."""
+    with pytest.raises(SpecError, match="is too small") as caught:
+        quick(Slow, epochs=4, budget=2, norms=("none", "batch"))
+    assert caught.value.exit_code == 3
+    assert "0.0 s" not in caught.value.message
+    enough = float(re.search(r"--budget (\S+),", caught.value.hint)[1])
+    assert len(quick(Slow, epochs=4, budget=enough, norms=("none", "batch")).seeds) >= 2
+
+
+def test_a_budget_that_a_report_would_use_up_is_refused_too(tmp_path):
+    options = {"epochs": 2, "norms": ("none", "batch")}
+    with pytest.raises(SpecError, match="too small to train one seed of every norm") as caught:
+        quick(budget=4, output=tmp_path / "out", **options)
+    enough = float(re.search(r"--budget (\S+),", caught.value.hint)[1])
+    assert enough > 5
+    result = quick(budget=enough, output=tmp_path / "out", force=True, **options)
+    assert len(result.seeds) >= 2
+
+
+def test_a_small_budget_is_not_kept_for_a_report_that_nobody_wants():
+    assert len(quick(epochs=2, seeds=3, budget=6, norms=("none", "batch")).seeds) == 3
+
+
+class Slow(nn.Sequential):
+    """Each evaluation waits, which the pilot does not time."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+
+    def forward(self, x):
+        if not self.training:
+            time.sleep(0.02)
+        return super().forward(x)
+
+
 # -- what cannot be compared -----------------------------------------------------------------------
 
 
@@ -277,6 +319,29 @@ def test_a_loss_that_raises_is_told():
 
 def _raise(output, targets):
     raise ValueError("no such loss")
+
+
+class Leaving(nn.Sequential):
+    """Ends the program after some steps."""
+
+    after, steps = 0, 0
+
+    def __init__(self):
+        super().__init__(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+
+    def forward(self, x):
+        Leaving.steps += self.training
+        if self.training and Leaving.steps > Leaving.after:
+            raise SystemExit(3)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("after", [0, 8, 30])
+def test_a_model_that_ends_the_program_is_told(after, monkeypatch):
+    monkeypatch.setattr(Leaving, "after", after)
+    monkeypatch.setattr(Leaving, "steps", 0)
+    with pytest.raises(SpecError, match=r"SystemExit\(3\)"):
+        quick(Leaving, norms=("none", "batch"))
 
 
 def test_fewer_samples_than_a_batch_are_refused():

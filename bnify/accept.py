@@ -35,15 +35,19 @@ def accept(model: nn.Module, *, statistics: bool = True, verb: str = "insert") -
     _refuse_nonfinite(model, statistics=statistics)
 
 
-def refuse_other_than_modules(model: Any) -> None:
+def refuse_other_than_modules(model: Any, what: str = "model") -> None:
     """Refuse what is no module.
+
+    Args:
+        model: What was passed.
+        what: What it is called in the error.
 
     Raises:
         CaptureError: It is none; of a class, the hint says to make an instance.
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(
-            f"the model is a {type(model).__name__}, no torch.nn.Module",
+            f"the {what} is a {type(model).__name__}, no torch.nn.Module",
             hint="pass an instance: MyNetwork(), not MyNetwork"
             if isinstance(model, type)
             else "pass a torch.nn.Module",

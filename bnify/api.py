@@ -29,7 +29,7 @@ from bnify.rewrite import (
     restructure,
     rewrite_tree,
 )
-from bnify.structure import Call, Inputs, as_call, draw
+from bnify.structure import Call, Inputs, as_call, device_of, draw
 from bnify.verdict import Verification
 
 if TYPE_CHECKING:
@@ -366,8 +366,7 @@ def _inputs(model: nn.Module, plan: Plan, inputs: Inputs | None) -> Call:
     """The inputs as given, else drawn from what the plan remembers of them."""
     if inputs is not None:
         return example_call(model, inputs)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return draw(plan.call, plan.inputs).to(device=device)
+    return draw(plan.call, plan.inputs).to(device=device_of(model))
 
 
 def _check_verb(plan: Plan, verb: str) -> None:

@@ -23,7 +23,7 @@ from bnify.calibrating.writing import counted, refuse_expanded, updates, write
 from bnify.errors import PlanError, UsageError
 from bnify.fingerprint import fingerprint
 from bnify.ranks import repeats_of, weights_of, world_size
-from bnify.structure import Inputs
+from bnify.structure import Inputs, device_of
 
 _STATISTICS: Final = ("running_mean", "running_var")
 
@@ -111,7 +111,9 @@ def calibrate(
         )
 
     with training_possible():
-        whole = over_ranks(run, _device_of(plain))
+        # What is no module is refused within, on every rank.
+        is_module = isinstance(plain, nn.Module)
+        whole = over_ranks(run, device_of(plain) if is_module else torch.device("cpu"))
         shard = whole.shard
         if not shard.batches:
             raise PlanError("the data holds no batch", hint="pass a loader that yields batches")
@@ -145,12 +147,6 @@ def unwrapped(model: Any) -> nn.Module:
             model = model._orig_mod
         else:
             return model  # type: ignore[no-any-return]  # accept() looks at what it is
-
-
-def _device_of(model: object) -> torch.device:
-    """Where the model is; the CPU for what turns out to be no module."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    return next((p.device for p in parameters), torch.device("cpu"))
 
 
 def _check(batches: object, tolerance: object) -> None:

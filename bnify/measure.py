@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
 from torch import nn
 
 from bnify.borrow import copy_model, seeded
@@ -20,7 +19,7 @@ from bnify.pooled import Point, Pooled, pool
 from bnify.ranks import Pools, Share, pooled_over_ranks, repeats_of, several_ranks, weights_of
 from bnify.rewrite import Statistics, points
 from bnify.staged import Pooling, Site, measure_staged, never_ran, stages
-from bnify.structure import Call, match_batch, started
+from bnify.structure import Call, device_of, match_batch, started
 from bnify.verification.drift import FirstSamples
 
 _FEW = 1000
@@ -269,8 +268,3 @@ def batches_of(data: Any, example: Call, model: nn.Module) -> Iterator[Call]:
         matched = batch if isinstance(batch, Call) else match_batch(batch, example, model)
         if matched.batch != 0:
             yield matched.to(device=device)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model is: the device of its first parameter, else the CPU."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

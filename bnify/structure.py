@@ -281,6 +281,11 @@ def _draw(spec: InputSpec, generator: torch.Generator, scale: float) -> Tensor:
     return (torch.randn(spec.shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model is: the device of its first parameter, else the CPU."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 # -- batches of data -----------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bnify.borrow import seeded
 from bnify.errors import PlanError
-from bnify.structure import Call, match_batch, named_tensors, started
+from bnify.structure import Call, device_of, match_batch, named_tensors, started
 
 _LABELS: Final = ("labels", "label", "targets", "target", "y", "classes")
 #: Labels that count for nothing: torch's own, and the border of segmentation data.
@@ -58,7 +58,7 @@ def read(batches: Iterable[Any], example: Call, model: nn.Module) -> Iterator[Ba
     Raises:
         PlanError: One does not fit the example, or holds NaN; its number is named.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     for number, batch in enumerate(batches):
         try:
             call = batch

@@ -15,7 +15,7 @@ from bnify.calibrating.result import Calibration
 from bnify.changes import Change
 from bnify.fingerprint import fingerprint
 from bnify.plan import Edit, Plan
-from bnify.structure import Call, describe, outputs_of
+from bnify.structure import Call, describe, device_of, outputs_of
 from bnify.verdict import Check, Verification
 
 
@@ -99,5 +99,6 @@ def _verified(model: nn.Module, call: Call) -> Verification:
         passed=not detail,
         detail=detail,
     )
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return Verification(passed=not detail, checks=(check,), device=str(device), inputs=("example",))
+    return Verification(
+        passed=not detail, checks=(check,), device=str(device_of(model)), inputs=("example",)
+    )

@@ -148,7 +148,8 @@ class RunFolder:
         self._remember(outcome)
 
     def _decision(self, name: str) -> Path:
-        assert f"{name}.json" in FILES, name
+        if f"{name}.json" not in FILES:
+            raise ValueError(f"a run folder has no {name}.json")
         return self.path / f"{name}.json"
 
     def _remember(self, outcome: Outcome) -> None:

@@ -95,10 +95,9 @@ class Failure:
     def error(self) -> Exception:
         """The exception to raise: the same one, or a :class:`BnifyError` with its words."""
         try:
-            error = pickle.loads(self.pickled)
+            error: Exception = pickle.loads(self.pickled)
         except Exception:  # empty, or of a module that only the worker could import
             error = BnifyError(f"a worker process failed: {self.text}")
-        assert isinstance(error, Exception)
         error.add_note(f"in a worker process:\n{self.trace}")
         return error
 

@@ -12,7 +12,7 @@ from bnify.borrow import copy_model, evaluating, fused_attention, seeded
 from bnify.devices import full_precision
 from bnify.double import StayInFloat64
 from bnify.layers import without_synchronisation
-from bnify.structure import Call, outputs_of, run_graph
+from bnify.structure import Call, device_of, outputs_of, run_graph
 from bnify.verdict import Check, Verification
 from bnify.verification.algebra import check_insertion
 from bnify.verification.bench import CONDITIONING, Realised, move_one_ulp
@@ -82,7 +82,7 @@ def _verify(
     return Verification(
         passed=bool(decided) and all(decided),
         algebra=algebra.worst if realised.wide else None,
-        device=str(next((p.device for p in result.parameters()), torch.device("cpu"))),
+        device=str(device_of(result)),
         first_divergent=None if all(decided) else algebra.first_divergent,
         checks=tuple(checks),
         drift=tuple(drift for drift in drifts if drift is not None),

@@ -89,7 +89,7 @@ def watch(
     """
     refuse_other_than_modules(model)
     if average is not None:
-        refuse_other_than_modules(average)
+        refuse_other_than_modules(average, "average")
     if type(every) is not int or every < 1:
         raise UsageError(f"every={every!r} is no number of steps", hint="every=50")
     rules = tuple(rule for rule in chosen(select, ignore) if "T3" in rule.tiers)

@@ -96,7 +96,7 @@ def test_what_cannot_be_right(options, text):
 def test_a_class_is_no_model():
     with pytest.raises(CaptureError, match=r"no torch\.nn\.Module"):
         watch(nn.BatchNorm2d)
-    with pytest.raises(CaptureError, match=r"no torch\.nn\.Module"):
+    with pytest.raises(CaptureError, match=r"the average is a type, no torch\.nn\.Module"):
         watch(network(), average=nn.BatchNorm2d)
 
 

@@ -54,6 +54,23 @@ def refuse_other_than_modules(model: Any, what: str = "model") -> None:
         )
 
 
+def unwrapped(model: Any, *wrappers: type[nn.Module]) -> Any:
+    """The module within torch.compile, DistributedDataParallel and DataParallel.
+
+    Args:
+        model: Anything; what is no such wrapper is given back.
+        wrappers: Further classes that keep it as ``module``.
+    """
+    known: Any = (nn.parallel.DistributedDataParallel, nn.DataParallel, *wrappers)
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            if not isinstance(model, known):
+                return model
+            inner = model.get_submodule("module")
+        model = inner
+
+
 def example_call(model: nn.Module, inputs: Inputs) -> Call:
     """The user's inputs as a call.
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from bnify.accept import accept, example_call
+from bnify.accept import accept, example_call, unwrapped
 from bnify.auditing.live import Live
 from bnify.auditing.state import NormState
 from bnify.auditing.verdict import holds_constants
@@ -135,18 +135,6 @@ def calibrate(
             )
         write(planned)
     return found
-
-
-def unwrapped(model: Any) -> nn.Module:
-    """The module in DistributedDataParallel, DataParallel and torch.compile: its own tensors."""
-    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    while True:
-        if isinstance(model, parallel):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        else:
-            return model  # type: ignore[no-any-return]  # accept() looks at what it is
 
 
 def _check(batches: object, tolerance: object) -> None:

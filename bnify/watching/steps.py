@@ -1,19 +1,16 @@
-"""Optimizer steps as they happen, without a line in the user's loop; and what wraps a model."""
+"""Optimizer steps as they happen, without a line in the user's loop."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.optim.swa_utils import AveragedModel
 
 from bnify.errors import UsageError
-
-_WRAPPERS: Final = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 
 
 def plain_optimizer(optimizer: Any) -> torch.optim.Optimizer | None:
@@ -83,14 +80,3 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
     """The parameters in all groups of an optimizer."""
     for group in optimizer.param_groups:
         yield from group["params"]
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model within torch.compile, DistributedDataParallel, DataParallel and AveragedModel."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            if not isinstance(model, _WRAPPERS):
-                return model
-            inner = model.get_submodule("module")
-        model = inner

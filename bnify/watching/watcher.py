@@ -22,8 +22,9 @@ from typing import Any, Final, Self
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from bnify.accept import refuse_other_than_modules
+from bnify.accept import refuse_other_than_modules, unwrapped
 from bnify.auditing.engine import chosen, run_rules
 from bnify.auditing.finding import Finding, Severity
 from bnify.auditing.live import Live
@@ -36,7 +37,7 @@ from bnify.watching.calls import CallRecorder, is_compiled
 from bnify.watching.gradients import Gradients
 from bnify.watching.kept import Kept
 from bnify.watching.lines import announce, line_of, write
-from bnify.watching.steps import Owned, on_steps, plain_optimizer, unwrapped
+from bnify.watching.steps import Owned, on_steps, plain_optimizer
 from bnify.watching.transfer import states_of
 from bnify.watching.updates import UpdateCounter
 
@@ -102,7 +103,7 @@ def watch(
         model,
         plain_optimizer(optimizer),
         every=every,
-        average=None if average is None else Average(average, unwrapped(model)),
+        average=None if average is None else Average(average, unwrapped(model, AveragedModel)),
         on_finding=on_finding,
         strict=strict,
         rules=rules,
@@ -132,7 +133,7 @@ class Watcher:
         self.findings: tuple[Finding, ...] = ()
         self.steps = 0
         self.unchecked: Mapping[str, str] = {}
-        self._model = unwrapped(model)
+        self._model = unwrapped(model, AveragedModel)
         self._compiled = is_compiled(model)
         self._optimizer = optimizer
         self._every = every

@@ -31,6 +31,48 @@ def test_a_healthy_run_of_500_steps_has_no_finding(given, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+class Recurrent(nn.Module):
+    """An LSTM with batch norm over its last states, for (N, 3, 8, 8) as sequences of 24 values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.bn = nn.LSTM(24, 16, batch_first=True), nn.BatchNorm1d(16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.bn(self.lstm(x.flatten(1).unflatten(1, (8, 24)))[0][:, -1]))
+
+
+class Last(nn.Module):
+    """(N, C, T) to (N, T, C)."""
+
+    def forward(self, x):
+        return x.mT
+
+
+def transformer() -> nn.Sequential:
+    """Layer norms only, behind a stem with batch norm."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 2, stride=2), nn.BatchNorm2d(8), nn.Flatten(2))
+    return nn.Sequential(stem, Last(), layer, nn.Flatten(), nn.Linear(128, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "lr"),
+    [(network, 2, 1e-3), (Recurrent, 32, 1e-2), (transformer, 16, 1e-3), (network, 16, 1e-6)],
+    ids=["batches of 2", "recurrent", "transformer", "small steps"],
+)
+def test_500_steps_of_other_networks(make, size, lr):
+    model = make()
+    optimizer = torch.optim.AdamW(model.parameters(), lr)
+    with watch(model) as watcher:
+        for _ in range(500):
+            optimizer.zero_grad()
+            loss_of(model, size).backward()
+            optimizer.step()
+    assert watcher.findings == ()
+
+
 def test_accumulated_gradients_with_an_uneven_end_are_no_fault():
     model, accumulate = network(), 4
     optimizer = sgd(model)
